@@ -63,3 +63,41 @@ def canonical_format(precision: str) -> str:
     if name not in BYTES_PER_ELEMENT:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     return name
+
+
+ENGINES: tuple[str, ...] = ("vllm", "sglang", "trtllm")
+"""Engines with fitted constants."""
+
+
+def resolve_formats(
+    native: str,
+    native_experts: str | None,
+    precision: str,
+    engine: str,
+    *,
+    quantised_cache: bool = False,
+    compute_capability: int | None = None,
+) -> tuple[str, str, str]:
+    """Formats of trunk weights, routed experts and KV cache that `engine` runs for a requested `precision`.
+
+    ``auto`` keeps the checkpoint's own. A 4-bit request on a checkpoint whose experts alone are 4-bit keeps its trunk
+    (gpt-oss, Kimi). TensorRT-LLM stores the cache of a quantised checkpoint in fp8 and has no separate blockwise-fp8
+    kernel constant; `quantised_cache` says that the checkpoint itself asks for an fp8 cache (NVIDIA's exports do). On
+    GPUs of `compute_capability` 100 and up the published recipes of quantised checkpoints state an fp8 cache for every
+    engine, and the admission seen in public runs agrees (MiniMax-M2.5 on B200 holds twice the sequences of 16 bit).
+
+    >>> resolve_formats("bf16", "mxfp4", "fp4", "vllm")
+    ('bf16', 'mxfp4', 'bf16')
+    """
+    if precision == "auto":
+        trunk, experts = native, native_experts or native
+    else:
+        trunk = experts = canonical_format(precision)
+        if BYTES_PER_ELEMENT[trunk] < 1.0 and native_experts is not None:
+            trunk, experts = native, native_experts
+    quantised = BYTES_PER_ELEMENT[min(trunk, experts, key=BYTES_PER_ELEMENT.__getitem__)] < 2.0
+    if engine == "trtllm":
+        trunk, experts = ("fp8" if name == "fp8_block" else name for name in (trunk, experts))
+    by_recipe = engine == "trtllm" or (compute_capability or 0) >= 100
+    cache = "fp8" if quantised_cache or (by_recipe and quantised) else "bf16"
+    return trunk, experts, cache

@@ -1,9 +1,10 @@
 """Architecture of a decoder-only language model, and what follows from it by counting.
 
-Symbols as in docs/nomenclature: L layers, h hidden, n_h heads, n_kv KV heads, d_h head size, ff MLP width, V vocabulary.
-Counts follow the published layer shapes: attention h d_h (n_h + 2 n_kv) + n_h d_h h, gated MLP 3 h ff, two norms of h per
-layer, one final norm; multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1) by its ranks; mixture of
-experts by router h E, E routed and the shared experts. Gated DeltaNet layers (Qwen3-Next family) by their projections.
+Symbols as in docs/nomenclature: L layers, h hidden, n_h heads, n_kv KV heads, d_h head size, ff MLP width,
+V vocabulary. Counts follow the published layer shapes: attention h d_h (n_h + 2 n_kv) + n_h d_h h, gated MLP 3 h ff,
+two norms of h per layer, one final norm; multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1) by
+its ranks; mixture of experts by router h E, E routed and the shared experts. Gated DeltaNet layers (Qwen3-Next family)
+by their projections.
 """
 
 from __future__ import annotations
@@ -190,7 +191,7 @@ class Llm:
 
     @property
     def head_flops(self) -> float:
-        """lm_head for one sampled token. [FLOP]"""
+        """Language-model head for one sampled token. [FLOP]"""
         return 2.0 * self.embedding_params
 
     def attention_flops(self, context: float) -> float:
@@ -204,5 +205,5 @@ class Llm:
         return self.gemm_flops_per_token + self.attention_flops(prompt / 2.0)
 
     def decode_flops_per_token(self, context: float) -> float:
-        """Arithmetic of one generated token over `context` cached tokens, lm_head included. [FLOP]"""
+        """Arithmetic of one generated token over `context` cached tokens, head included. [FLOP]"""
         return self.gemm_flops_per_token + self.head_flops + self.attention_flops(context)
