@@ -1,1 +1,1 @@
-"""TBD."""
+"""Charts from result records, and the page that shows them."""
