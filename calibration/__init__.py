@@ -1,1 +1,1 @@
-"""TBD."""
+"""Profiles: the documents that carry fitted constants, and the fits that make the shipped one."""

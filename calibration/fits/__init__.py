@@ -1,1 +1,1 @@
-"""TBD."""
+"""Fits of kernel surfaces, engine constants and error bands to measurements."""

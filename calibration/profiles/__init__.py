@@ -1,1 +1,1 @@
-"""TBD."""
+"""The shipped profiles, one JSON document each."""
