@@ -1,0 +1,267 @@
+"""What a capacity search answers with: candidates with intervals, what binds, warnings, and why nothing will do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from servecast.model.attainment import (
+    Fleet,
+    Windows,
+    attainment,
+    fleets,
+    joint_attainment,
+    quantile,
+    rate_windows,
+    slowed_systems,
+)
+from servecast.model.deployment import Deployment
+from servecast.model.forecast import CHUNK_TOKENS, error_band, novelties
+from servecast.model.memory import MEMORY_RULES, memory_budget
+from servecast.model.prediction import Prediction
+from servecast.model.slo import Slo
+from servecast.solvers.capacity_space import CapacityRequest, Space, fleet_cost
+from servecast.solvers.results import Candidate, CapacityPlan, LoadPoint, Status
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+IDLE = 0.05
+"""Mean utilisation below which a plan deserves a word of warning."""
+LOADS = np.array([0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.94, 0.98, 1.03])
+"""Loads of the load curve, as shares of saturation."""
+
+
+def _scenarios(space: Space, system: Indices, replicas: Floats, windows: Windows) -> tuple[Fleet, Fleet, Fleet]:
+    """The fleets with steps as predicted, and at the two ends of the step time's 90 % interval."""
+    profile, systems = space.profile, space.systems
+    rows = systems.deployment[system]
+    bands = np.array([error_band(profile, space.deployments[row], "tpot") for row in rows])
+
+    def fleet(factor: Floats) -> Fleet:
+        return fleets(slowed_systems(systems, system, factor), windows, np.arange(len(system)), replicas)
+
+    return fleet(np.ones(len(rows))), fleet(np.exp(bands[:, 0])), fleet(np.exp(bands[:, 1]))
+
+
+def candidates_of(space: Space, system: Indices, replicas: NDArray[np.int64]) -> list[Candidate]:
+    middle, low, high = _scenarios(space, system, replicas.astype(np.float64), space.windows)
+    cost = fleet_cost(space, system, replicas)
+    request, profile = space.request, space.profile
+    ones = [space.deployments[row] for row in space.systems.deployment[system]]
+    known = ["gpu" not in novelties(profile, one) for one in ones]
+
+    def percentiles(metric: str, p: float) -> list[Prediction]:
+        values = [quantile(fleet, metric, p) for fleet in (middle, low, high)]
+        return [
+            Prediction(value=float(v), lo=float(min(v, lo)), hi=float(max(v, hi)), calibrated=calibrated)
+            for v, lo, hi, calibrated in zip(*values, known, strict=True)
+        ]
+
+    met = [joint_attainment(fleet, request.slos) for fleet in (middle, high, low)]
+    ttft50, ttft99 = percentiles("ttft", 0.5), percentiles("ttft", 0.99)
+    tpot50, tpot99 = percentiles("tpot", 0.5), percentiles("tpot", 0.99)
+    return [
+        Candidate(
+            gpu=one.gpu.name,
+            tp=one.tp,
+            pp=one.pp,
+            replicas=int(replicas[i]),
+            max_num_seqs=int(space.systems.cap[system[i]]),
+            max_num_batched_tokens=int(CHUNK_TOKENS),
+            precision=request.trunk_format if not one.llm.is_moe else request.expert_format,
+            kv_format=one.kv_format,
+            usd_per_hour=float(cost[i]),
+            ttft_p50_s=ttft50[i],
+            ttft_p99_s=ttft99[i],
+            tpot_p50_s=tpot50[i],
+            tpot_p99_s=tpot99[i],
+            slo_attainment=Prediction(
+                value=float(met[0][i]),
+                lo=float(min(met[0][i], met[1][i])),
+                hi=float(max(met[0][i], met[2][i])),
+                calibrated=known[i],
+            ),
+            utilisation=float(middle.utilisation[i]),
+            headroom=float(1.0 / middle.utilisation[i] - 1.0),
+            running_mean=float(middle.running[i]),
+            calibrated=known[i],
+        )
+        for i, one in enumerate(ones)
+    ]
+
+
+def pareto_first(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Members that no other beats in cost and both tails come first; each group by cost."""
+
+    def point(one: Candidate) -> tuple[float, float, float]:
+        return one.usd_per_hour, one.ttft_p99_s.value, one.tpot_p99_s.value
+
+    def beaten(one: Candidate) -> bool:
+        mine = point(one)
+        return any(
+            all(theirs <= own for theirs, own in zip(point(other), mine, strict=True)) and point(other) != mine
+            for other in candidates
+        )
+
+    front = [one for one in candidates if not beaten(one)]
+    rest = [one for one in candidates if beaten(one)]
+    return tuple(sorted(front, key=point) + sorted(rest, key=point))
+
+
+def what_binds(space: Space, system: int, replicas: int) -> str:
+    """What a fleet of one replica fewer would break."""
+    slos, one = space.request.slos, np.array([system])
+    cache = int(space.systems.cap[system]) == int(space.curves.kv_batch[space.systems.deployment[system]])
+    note = " (batch limited by KV memory)" if cache else ""
+    if replicas == 1:
+        fleet = fleets(space.systems, space.windows, one, [1.0])
+        tightest = min(slos, key=lambda slo: attainment(fleet, slo.metric, slo.limit_s)[0] - slo.percentile / 100.0)
+        return f"one replica is the smallest fleet; {tightest.name} is the limit nearest to it{note}"
+    if replicas - 1 < space.least[system]:
+        return f"throughput: a fleet of {replicas - 1} cannot sustain the mean rate{note}"
+    fleet = fleets(space.systems, space.windows, one, [replicas - 1.0])
+    missed = {slo: slo.percentile / 100.0 - float(attainment(fleet, slo.metric, slo.limit_s)[0]) for slo in slos}
+    worst = max(missed, key=lambda slo: missed[slo])
+    reached = float(quantile(fleet, worst.metric, worst.percentile / 100.0)[0])
+    return f"{worst.name} <= {worst.limit_s:g} s: a fleet of {replicas - 1} would reach {reached:.3g} s{note}"
+
+
+def range_warnings(space: Space, system: int, plan: Candidate) -> list[str]:
+    found = []
+    one = space.deployments[space.systems.deployment[system]]
+    profile = space.profile
+    if not profile.kernels[profile.kernel_set(one.gpu)].measured:
+        found.append(f"{one.gpu.name} has no kernel table: closed-form efficiencies, wider intervals")
+    elif (one.gpu.name, one.llm.is_moe) not in profile.known_gpus:
+        kind = "mixture of experts" if one.llm.is_moe else "dense model"
+        found.append(f"no server run of a {kind} on {one.gpu.name} is in the profile: intervals of an unseen GPU type")
+    if one.llm.name not in profile.known_models:
+        found.append(f"no server run of {one.llm.name} is in the profile: intervals are those of an unseen model")
+    largest = profile.ranges["params_active"][1]
+    if one.llm.params_active > 2.0 * largest:
+        found.append(f"{one.llm.name} is {one.llm.params_active / largest:.1f} times the largest model of the profile")
+    longest = float(space.curves.inputs.tokens[-1])
+    if longest > profile.ranges["isl"][1]:
+        found.append(f"prompts up to {longest:.0f} tokens leave the profile's range ({profile.ranges['isl'][1]:.0f})")
+    if one.llm.max_context and longest > one.llm.max_context:
+        found.append(f"prompts up to {longest:.0f} tokens exceed the model's context of {one.llm.max_context}")
+    if plan.utilisation < IDLE:
+        found.append(
+            f"the fleet is {plan.utilisation:.0%} busy on average: the limits lie near what idle replicas reach or the "
+            "peaks far above the mean"
+        )
+    stay = plan.ttft_p50_s.value + plan.tpot_p50_s.value * space.request.workload.mean_out
+    if space.request.workload.windows and space.windows.window_s < 5.0 * stay:
+        found.append(
+            f"a typical request stays {stay:.2g} s, longer than a fifth of the {space.windows.window_s:g} s rate "
+            "windows"
+        )
+    return found
+
+
+def risk_warning(plan: Candidate, others: Sequence[Candidate], slos: Sequence[Slo]) -> list[str]:
+    """What the upper end of the step time's interval would mean, and the cheapest plan that holds even there."""
+    wanted = float(np.prod([slo.percentile / 100.0 for slo in slos]))
+    if plan.slo_attainment.lo >= wanted:
+        return []
+    text = (
+        f"with steps at the upper end of their interval only {plan.slo_attainment.lo:.1%} of requests meet the limits"
+    )
+    safe = [one for one in others if one.slo_attainment.lo >= wanted]
+    if safe:
+        best = min(safe, key=lambda one: one.usd_per_hour)
+        text += f"; {best.name} at {best.usd_per_hour:.2f} USD/h would hold even there"
+    return [text]
+
+
+def load_curve_of(space: Space, system: int, replicas: int) -> tuple[LoadPoint, ...]:
+    """Percentiles of the chosen fleet as a steady load rises to saturation."""
+    capacity = replicas * float(space.systems.capacity_rps[system])
+    rates = LOADS * capacity
+    ones = np.full(len(rates), system)
+    windows = rate_windows(replace(space.request.workload, windows=()), 1.0)
+    # the rate of a fleet's windows is common to all: a load k times as high is a fleet of R / k replicas
+    count = replicas * space.request.workload.rate_rps / rates
+    middle, low, high = _scenarios(space, ones, count, windows)
+
+    def curve(of: Callable[[Fleet], Floats], *ends: Fleet) -> list[Prediction]:
+        columns = [of(fleet).tolist() for fleet in (middle, *ends)]
+        return [Prediction(value=value, lo=lo, hi=hi) for value, lo, hi in zip(*columns, strict=True)]
+
+    points = zip(
+        rates.tolist(),
+        curve(lambda fleet: quantile(fleet, "ttft", 0.99), low, high),
+        curve(lambda fleet: quantile(fleet, "tpot", 0.99), low, high),
+        # longer steps, fewer requests within their limits
+        curve(lambda fleet: joint_attainment(fleet, space.request.slos), high, low),
+        strict=True,
+    )
+    return tuple(
+        LoadPoint(rate_rps=rate, ttft_p99_s=ttft, tpot_p99_s=tpot, slo_attainment=met)
+        for rate, ttft, tpot, met in points
+    )
+
+
+def nothing_fits(deployments: Sequence[Deployment], request: CapacityRequest, longest: float) -> CapacityPlan:
+    def room(one: Deployment) -> float:
+        return memory_budget(one, MEMORY_RULES[request.engine]).kv_bytes
+
+    one = max(deployments, key=room)
+    where = f"{one.gpu.name} tp{one.tp} pp{one.pp}"
+    if room(one) > 0.0:
+        tokens = memory_budget(one, MEMORY_RULES[request.engine]).kv_tokens
+        reason = f"prompts of {longest:.0f} tokens exceed the {tokens:.0f} tokens of KV cache on {where}"
+    else:
+        need, have = one.weight_bytes_per_gpu / 1e9, one.gpu.memory_bytes / 1e9
+        reason = (
+            f"{request.llm.name} in {request.trunk_format} needs {need:.0f} GB per GPU for its weights on {where}, "
+        )
+        reason += f"which has {have:.0f} GB"
+    return _infeasible(f"memory: {reason}", request)
+
+
+def out_of_reach(space: Space) -> CapacityPlan:
+    """Name the limit that the largest fleets miss, and the best that can be reached."""
+    usable = np.flatnonzero(space.least <= space.most)
+    if len(usable) == 0:
+        gpus = np.array([one.gpus for one in space.deployments])[space.systems.deployment]
+        number = int(np.argmin(space.least * gpus / np.maximum(space.most * gpus, 0.5)))
+        one = space.deployments[space.systems.deployment[number]]
+        offered = space.offers[space.systems.deployment[number]].limit or space.request.max_replicas * one.gpus
+        return _infeasible(
+            f"count: the mean rate alone needs {space.least[number] * one.gpus} {one.gpu.name} "
+            f"(tp{one.tp} pp{one.pp}), {offered} are on offer",
+            space.request,
+        )
+    # enough to be idle: what more GPUs can no longer improve
+    idle = np.minimum(space.most[usable], space.least[usable] * 64)
+    fleet = fleets(space.systems, space.windows, usable, idle)
+    for slo in space.request.slos:
+        reached = quantile(fleet, slo.metric, slo.percentile / 100.0)
+        if (reached > slo.limit_s).all():
+            best = int(np.argmin(reached))
+            one = space.deployments[space.systems.deployment[usable[best]]]
+            return _infeasible(
+                f"{slo.name} <= {slo.limit_s:g} s: the best achievable is {reached[best]:.3g} s "
+                f"({one.gpu.name} tp{one.tp} pp{one.pp})",
+                space.request,
+            )
+    names = " and ".join(slo.name for slo in space.request.slos)
+    return _infeasible(f"{names} cannot be met together, though each can alone", space.request)
+
+
+def _infeasible(binds: str, request: CapacityRequest) -> CapacityPlan:
+    return CapacityPlan(
+        status=Status.INFEASIBLE,
+        plan=None,
+        alternatives=(),
+        binds=binds,
+        gap=0.0,
+        evaluated=0,
+        load_curve=(),
+        warnings=request.workload.warnings,
+    )

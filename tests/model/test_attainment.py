@@ -1,0 +1,448 @@
+"""Attainment of fleets. Expected values: M/M/c and M/G/1 theory, hand calculation, Monte Carlo, scipy's normal law."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr
+
+from servecast.model.arrivals import workload_from_parameters
+from servecast.model.attainment import (
+    LOAD_GRID,
+    Fleet,
+    Systems,
+    Windows,
+    _normal_tail,
+    _wait_tail,
+    attainment,
+    fleets,
+    joint_attainment,
+    quantile,
+    rate_windows,
+    slowed_systems,
+    solve_systems,
+)
+from servecast.model.queueing import md1_wait_tail, mg1_wait_mean, mmc_wait_quantile, mmc_wait_tail
+from servecast.model.service import LengthNodes, ServiceCurves, length_nodes
+from servecast.model.slo import Slo
+from servecast.model.workload import ArrivalStatistics, FixedLength, Workload
+
+Floats = NDArray[np.float64]
+
+OUTPUT_TOKENS = 50.0
+STEP_S = 0.02
+NO_WAIT = 1e12
+
+
+# ---- builders ----------------------------------------------------------------------------------------
+
+
+def nodes(*pairs: tuple[float, float]) -> LengthNodes:
+    tokens, share = np.array(pairs).T
+    return LengthNodes(tokens=tokens, share=share)
+
+
+def engine(
+    decode_s: ArrayLike, *, prefill_s: ArrayLike = 0.0, first_token_s: float = 0.0, out: float = OUTPUT_TOKENS
+) -> ServiceCurves:
+    """One engine from its step times by batch and its prefill times by length node (nodes of equal share)."""
+    step, prompt = np.atleast_1d(np.asarray(decode_s, float)), np.atleast_1d(np.asarray(prefill_s, float))
+    batch = np.arange(1.0, len(step) + 1.0)
+    mean, second = float(prompt.mean()), float((prompt**2).mean())
+    return ServiceCurves(
+        decode_s=step[np.newaxis],
+        prefill_s=prompt[np.newaxis],
+        prefill_mean_s=np.array([mean]),
+        prefill_m2_s2=np.array([second]),
+        completion_rps=(batch / (out * step + batch * mean))[np.newaxis],
+        kv_batch=np.array([len(step)]),
+        first_token_s=np.array([first_token_s]),
+        inputs=nodes(*((100.0 * (i + 1), 1.0 / len(prompt)) for i in range(len(prompt)))),
+        outputs=nodes((out, 1.0)),
+    )
+
+
+def solved(curves: ServiceCurves, caps: ArrayLike, workload: Workload) -> Systems:
+    cap = np.atleast_1d(np.asarray(caps, np.int64))
+    return solve_systems(curves, np.zeros(len(cap), np.intp), cap, workload, np.ones(len(cap)))
+
+
+def single(systems: Systems, windows: Windows, replicas: float) -> Fleet:
+    """A fleet of the first system."""
+    return fleets(systems, windows, np.zeros(1, np.intp), [replicas])
+
+
+def poisson(rate_rps: float, out: float = OUTPUT_TOKENS) -> Workload:
+    return workload_from_parameters(rate_rps, n_in=FixedLength(100.0), n_out=FixedLength(out))
+
+
+def windows_of(rates: ArrayLike, window_s: float) -> Windows:
+    """Every window a class of its own (at most 16 of them)."""
+    recorded = Workload(
+        name="hand",
+        arrivals=replace(poisson(1.0).arrivals, rate_rps=float(np.mean(np.asarray(rates)))),
+        n_in=np.array([1.0]),
+        n_out=np.array([1.0]),
+        windows=((window_s, np.asarray(rates, float)),),
+    )
+    return rate_windows(recorded, window_s / 100.0)
+
+
+def fleet_of(**changed: Any) -> Fleet:
+    """One fleet, one class: 10 ms to the first token after no wait at all, 20 ms a token, 50 tokens."""
+    one = np.ones((1, 1))
+    fields: dict[str, Any] = {
+        "share": one,
+        "backlog_s": 0.0 * one,
+        "slot_p": 0.0 * one,
+        "slot_decay": one,
+        "prompt_p": 0.0 * one,
+        "prompt_decay": NO_WAIT * one,
+        "service_s": np.full((1, 1, 1), 0.01),
+        "tpot_s": STEP_S * one,
+        "tpot_batch_sd_s": 0.0 * one,
+        "tpot_prompt_var_s2": 0.0 * one,
+        "inputs": nodes((100.0, 1.0)),
+        "outputs": nodes((OUTPUT_TOKENS, 1.0)),
+        "utilisation": np.ones(1),
+        "running": np.ones(1),
+    }
+    return Fleet(**{**fields, **changed})
+
+
+def met(fleet: Fleet, metric: str, limits: ArrayLike) -> Floats:
+    """Attainment of a single fleet at several limits."""
+    return np.array([float(attainment(fleet, metric, limit)[0]) for limit in np.atleast_1d(np.asarray(limits))])
+
+
+# ---- M/M/c ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+@pytest.mark.parametrize(("servers", "load"), [(1, 0.8), (4, 0.5), (4, 0.9), (32, 0.97)])
+def test_without_prefill_a_fleet_is_mmc(servers: int, load: float, replicas: int) -> None:
+    """Theory: constant step t and no prefill give mu_B = B / (m t), the M/M/c queue with service time m t.
+
+    TTFT = wait + t, so P(TTFT <= x) = 1 - C exp(-(c mu - lambda)(x - t)); loads of the grid, where nothing is
+    interpolated.
+    """
+    service_s = OUTPUT_TOKENS * STEP_S
+    rate = load * servers / service_s
+    workload = poisson(replicas * rate)
+    systems = solved(engine(np.full(64, STEP_S)), servers, workload)
+    fleet = single(systems, rate_windows(workload, 1.0), replicas)
+    waits = np.array([0.0, 0.3, 2.0, 10.0])
+    expected = 1.0 - mmc_wait_tail(waits, rate, service_s, servers)
+    np.testing.assert_allclose(met(fleet, "ttft", waits + STEP_S), expected, rtol=1e-9)
+    np.testing.assert_allclose(fleet.utilisation, load, rtol=1e-12)
+    p99 = float(mmc_wait_quantile(0.99, rate, service_s, servers)) + STEP_S
+    np.testing.assert_allclose(quantile(fleet, "ttft", 0.99), p99, rtol=1.1e-3)  # bisection to 0.1 %
+
+
+@given(load=st.floats(0.02, 0.99), servers=st.sampled_from([1, 2, 8, 48]), wait=st.floats(0.0, 5.0))
+def test_between_loads_the_wait_is_never_promised_shorter(load: float, servers: int, wait: float) -> None:
+    """Theory: Erlang's C is convex in the load, the decay is linear; a chord errs on the side of a longer wait."""
+    service_s = OUTPUT_TOKENS * STEP_S
+    rate = load * servers / service_s
+    systems = solved(engine(np.full(48, STEP_S)), servers, poisson(rate))
+    fleet = single(systems, rate_windows(poisson(rate), 1.0), 1)
+    exact = 1.0 - float(mmc_wait_tail(wait, rate, service_s, servers))
+    assert met(fleet, "ttft", wait + STEP_S)[0] <= exact + 1e-12
+
+
+def test_a_batch_of_one_without_decode_is_a_prompt_queue() -> None:
+    """Theory: with all work in the prompts the wait has the mean of Pollaczek and Khinchine, hand: 0.6 * 0.05 / 0.8.
+
+    Prompts of 0.1 and 0.3 s, lambda = 1: rho = 0.2, E[S^2] = 0.05, E[W] = 0.05 / (2 * 0.8) = 0.03125.
+    """
+    workload = poisson(1.0, out=1.0)
+    systems = solved(engine(np.full(64, 1e-9), prefill_s=[0.1, 0.3], out=1.0), 64, workload)
+    fleet = single(systems, rate_windows(workload, 1.0), 1)
+    prompt_only = replace(fleet, slot_p=0.0 * fleet.slot_p)
+    t = np.linspace(0.0, 3.0, 200_001)
+    tail = _wait_tail(prompt_only, np.broadcast_to(t, (1, fleet.share.shape[1], len(t))))[0, 0]
+    mean = float(np.trapezoid(tail, t))
+    np.testing.assert_allclose(mean, 0.03125, rtol=1e-6)
+    np.testing.assert_allclose(mean, mg1_wait_mean(1.0, 0.2, 0.05), rtol=1e-6)
+
+
+def test_heavy_traffic_form_of_the_prompt_wait() -> None:
+    """Published: queue notes 4.2, rho e^{-rho t / E[W]} against the exact M/D/1 at rho 0.9, t/D 0.5 to 8.
+
+    The table gives -3, -2, -2, -1, 0, +2 % (rounded); E[W] = rho / (2 (1 - rho)) = 4.5 D by hand.
+    """
+    t = np.array([0.5, 1.0, 2.0, 3.0, 5.0, 8.0])
+    fleet = fleet_of(prompt_p=np.full((1, 1), 0.9), prompt_decay=np.full((1, 1), 0.9 / 4.5))
+    error = _wait_tail(fleet, t[np.newaxis, np.newaxis])[0, 0] / md1_wait_tail(t, 0.9, 1.0) - 1.0
+    np.testing.assert_allclose(error, [-0.03, -0.02, -0.02, -0.01, 0.0, 0.02], rtol=0.0, atol=0.0101)
+
+
+# ---- sum of two waits ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("p", "a", "q", "b"), [(0.7, 2.0, 0.4, 5.0), (0.2, 8.0, 0.9, 1.0), (1.0, 3.0, 1.0, 3.0), (0.0, 1.0, 0.5, 4.0)]
+)
+def test_wait_tail_is_that_of_two_independent_waits(p: float, a: float, q: float, b: float) -> None:
+    """Monte Carlo, fixed seed: each wait is 0 or exponential; |share - tail| < 4 sem at every t."""
+    rng, n = np.random.default_rng(20261122), 400_000
+    slot = np.where(rng.random(n) < p, rng.exponential(1.0 / a, n), 0.0)
+    prompt = np.where(rng.random(n) < q, rng.exponential(1.0 / b, n), 0.0)
+    total = slot + prompt
+    t = np.array([0.0, 0.1, 0.4, 1.0, 2.0])
+    seen = (total[:, np.newaxis] > t).mean(axis=0)
+    one = np.ones((1, 1))
+    fleet = fleet_of(slot_p=p * one, slot_decay=a * one, prompt_p=q * one, prompt_decay=b * one)
+    tail = _wait_tail(fleet, t[np.newaxis, np.newaxis])[0, 0]
+    sem = np.sqrt(np.maximum(seen * (1.0 - seen), 1.0 / n) / n)
+    assert np.all(np.abs(seen - tail) < 4.0 * sem)
+
+
+def test_wait_tail_of_equal_decays_is_erlang() -> None:
+    """Hand: two exponentials of rate 3, P(W > t) = e^{-3 t} (1 + 3 t); and 1 for every t < 0."""
+    one = np.ones((1, 1))
+    fleet = fleet_of(slot_p=one, slot_decay=3.0 * one, prompt_p=one, prompt_decay=3.0 * one)
+    t = np.array([0.0, 0.5, 2.0])
+    tail = _wait_tail(fleet, t[np.newaxis, np.newaxis])[0, 0]
+    np.testing.assert_allclose(tail, np.exp(-3.0 * t) * (1.0 + 3.0 * t), rtol=3e-6)
+    assert _wait_tail(fleet, np.full((1, 1, 1), -1e-9))[0, 0, 0] == 1.0
+
+
+# ---- fluid backlog -------------------------------------------------------------------------------------
+
+
+def test_backlog_of_three_windows() -> None:
+    """Hand: rates 1, 3, 1 per second in windows of 10 s, capacity 2 per second.
+
+    Window 2 leaves (3 - 2) 10 = 10 requests, which window 3 works off to 10 + (1 - 2) 10 = 0. The mean backlog is 5 in
+    both, the wait behind it 5 / 2 = 2.5 s; those are 3 + 1 of 5 requests.
+    """
+    curves = engine(np.full(64, STEP_S))  # 1 / (50 * 0.02) per sequence: two sequences complete 2 per second
+    fleet = single(solved(curves, 2, poisson(1.0)), windows_of([1.0, 3.0, 1.0], 10.0), 1)
+    behind = fleet.backlog_s > 0.0
+    np.testing.assert_allclose(fleet.backlog_s[behind], 2.5, rtol=1e-12)
+    np.testing.assert_allclose(fleet.share[behind].sum(), 0.8, rtol=1e-12)
+    np.testing.assert_allclose(fleet.share.sum(), 1.0, rtol=1e-12)
+    np.testing.assert_allclose(fleet.utilisation, 5.0 / 3.0 / 2.0, rtol=1e-12)
+    assert met(fleet, "ttft", 2.5)[0] <= 0.2
+    halved = single(solved(curves, 2, poisson(1.0)), windows_of([1.0, 3.0, 1.0], 10.0), 2)
+    assert not halved.backlog_s.any()
+
+
+def test_backlog_grows_as_long_as_a_stationary_load_exceeds_capacity() -> None:
+    """Hand: 4 per second on a capacity of 2 for an hour: the backlog rises to 7200 requests, a mean wait of 1800 s."""
+    workload = poisson(4.0)
+    systems = solved(engine(np.full(64, STEP_S)), 2, workload)
+    fleet = single(systems, rate_windows(workload, 1.0), 1)
+    np.testing.assert_allclose((fleet.share * fleet.backlog_s).sum(), 1800.0, rtol=1e-9)
+    np.testing.assert_allclose(fleet.utilisation, 2.0, rtol=1e-12)
+
+
+# ---- TTFT of an idle fleet -----------------------------------------------------------------------------
+
+
+def test_ttft_of_an_idle_fleet_is_its_prefill_time() -> None:
+    """Hand: nobody waits, so TTFT is 0.03 + prefill + one step of 0.02, each prompt class a quarter of the requests."""
+    prefill = np.array([0.1, 0.2, 0.4, 0.8])
+    workload = poisson(1e-7)
+    systems = solved(engine(np.full(64, STEP_S), prefill_s=prefill, first_token_s=0.03), 64, workload)
+    fleet = single(systems, rate_windows(workload, 1.0), 1)
+    at = prefill + 0.05
+    np.testing.assert_allclose(met(fleet, "ttft", at * 1.0001), [0.25, 0.5, 0.75, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(met(fleet, "ttft", at * 0.9999), [0.0, 0.25, 0.5, 0.75], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose([quantile(fleet, "ttft", p)[0] for p in (0.2, 0.7, 0.99)], at[[0, 2, 3]], rtol=1.1e-3)
+
+
+def test_prompts_slow_the_tokens_between_them() -> None:
+    """Hand: prompts of 0.1 s at 2 per second take 0.2 of the engine, so a token takes 0.02 / 0.8 = 0.025 s."""
+    workload = poisson(2.0)
+    systems = solved(engine(np.full(64, STEP_S), prefill_s=0.1), 64, workload)
+    fleet = single(systems, rate_windows(workload, 1.0), 1)
+    np.testing.assert_allclose(fleet.tpot_s[fleet.share > 0.0], 0.025, rtol=1e-12)
+
+
+# ---- TPOT and end to end -------------------------------------------------------------------------------
+
+
+def test_tpot_is_a_normal_mixture_over_lengths() -> None:
+    """Independent: scipy's normal law; variance 0.002^2 + 1e-4 / m, requests of one token have no TPOT."""
+    fleet = fleet_of(
+        outputs=nodes((1.0, 0.5), (10.0, 0.3), (100.0, 0.2)),
+        tpot_batch_sd_s=np.full((1, 1), 0.002),
+        tpot_prompt_var_s2=np.full((1, 1), 1e-4),
+    )
+    limits = np.array([0.01, 0.02, 0.022, 0.03])
+    sd = np.sqrt(0.002**2 + 1e-4 / np.array([10.0, 100.0]))
+    expected = ndtr((limits[:, np.newaxis] - 0.02) / sd) @ np.array([0.6, 0.4])
+    np.testing.assert_allclose(met(fleet, "tpot", limits), expected, rtol=0.0, atol=1e-7)
+
+
+def test_end_to_end_is_ttft_and_the_other_tokens() -> None:
+    """Hand: 0.01 + 0.02 (m - 1): 0.19 s for 10 tokens, 1.99 s for 100; then with a wait e^{-t} of everybody."""
+    outputs = nodes((10.0, 0.75), (100.0, 0.25))
+    limits = np.array([0.1899, 0.1901, 1.9899, 1.9901])
+    np.testing.assert_allclose(met(fleet_of(outputs=outputs), "e2e", limits), [0.0, 0.75, 0.75, 1.0], rtol=1e-12)
+    waiting = fleet_of(outputs=outputs, slot_p=np.ones((1, 1)))
+    expected = 0.75 * -np.expm1(-(2.5 - 0.19)) + 0.25 * -np.expm1(-(2.5 - 1.99))
+    np.testing.assert_allclose(met(waiting, "e2e", 2.5), expected, rtol=1e-9)
+
+
+def test_joint_attainment_is_the_product() -> None:
+    """Hand: a fleet that keeps 1 - e^{-1} of TTFT and half of TPOT."""
+    fleet = fleet_of(slot_p=np.ones((1, 1)), tpot_batch_sd_s=np.full((1, 1), 0.001))
+    slos = [Slo(metric="ttft", percentile=99.0, limit_s=1.01), Slo(metric="tpot", percentile=99.0, limit_s=STEP_S)]
+    np.testing.assert_allclose(joint_attainment(fleet, slos), -np.expm1(-1.0) / 2.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("x", [np.linspace(-9.0, 9.0, 20_001), np.array([-1e6, 1e6])])
+def test_normal_tail(x: Floats) -> None:
+    """Independent: scipy.special.ndtr; Abramowitz and Stegun state 7.5e-8."""
+    np.testing.assert_allclose(_normal_tail(x), ndtr(-x), rtol=0.0, atol=1e-7)
+
+
+# ---- properties ----------------------------------------------------------------------------------------
+
+
+class Sample:
+    """A realistic engine, solved once: prompts of 20 to 500 ms, steps of 8 to 30 ms."""
+
+    batch = np.arange(1.0, 129.0)
+    curves = engine(0.008 + 1.7e-4 * batch, prefill_s=[0.02, 0.05, 0.1, 0.5], first_token_s=0.01, out=200.0)
+    caps = np.array([4, 16, 64, 128])
+    workload = poisson(4.0, out=200.0)
+    systems = solved(curves, caps, workload)
+    windows = rate_windows(workload, 1.0)
+
+    @classmethod
+    def fleets(cls, system: int, replicas: ArrayLike) -> Fleet:
+        count = np.atleast_1d(np.asarray(replicas, float))
+        return fleets(cls.systems, cls.windows, np.full(len(count), system), count)
+
+
+limits = st.floats(1e-3, 50.0)
+systems = st.integers(0, len(Sample.caps) - 1)
+counts = st.floats(0.2, 60.0)
+metrics = st.sampled_from(["ttft", "tpot", "e2e"])
+
+
+@given(systems, counts, metrics, limits, limits)
+def test_attainment_is_a_share_that_grows_with_the_limit(
+    system: int, replicas: float, metric: str, one: float, other: float
+) -> None:
+    """Rule: a distribution function lies in [0, 1] and does not fall."""
+    low, high = met(Sample.fleets(system, replicas), metric, sorted([one, other]))
+    assert 0.0 <= low <= high + 1e-12 <= 1.0 + 1e-12
+
+
+@given(systems, counts, counts, st.sampled_from(["ttft", "e2e"]), limits)
+def test_attainment_grows_with_replicas(system: int, one: float, other: float, metric: str, limit: float) -> None:
+    """Rule: the same load over more replicas; equally, a lower load on the same ones."""
+    few, many = attainment(Sample.fleets(system, sorted([one, other])), metric, limit)
+    assert few <= many + 1e-12
+
+
+@given(systems, counts, metrics, st.floats(0.01, 0.999))
+@settings(max_examples=50)
+def test_quantile_is_the_inverse_of_attainment(system: int, replicas: float, metric: str, p: float) -> None:
+    """Rule: the smallest limit with attainment >= p, to the 0.1 % of its bisection."""
+    fleet = Sample.fleets(system, replicas)
+    at = float(quantile(fleet, metric, p)[0])
+    assert met(fleet, metric, at)[0] >= p
+    assert met(fleet, metric, at / 1.0011)[0] <= p
+
+
+def test_fleets_together_are_the_fleets_alone() -> None:
+    """Rule: vectorised = map of scalars."""
+    count = np.array([0.5, 1.0, 2.0, 7.0])
+    together = fleets(Sample.systems, Sample.windows, np.arange(4), count)
+    for metric, limit in (("ttft", 0.7), ("tpot", 0.02), ("e2e", 5.0)):
+        alone = [float(attainment(Sample.fleets(i, count[i]), metric, limit)[0]) for i in range(4)]
+        np.testing.assert_allclose(attainment(together, metric, limit), alone, rtol=1e-12)
+
+
+@pytest.mark.parametrize("k", [1e-3, 7.0])
+def test_time_scales_out(k: float) -> None:
+    """Homogeneity: every second k times as long, loads the same, leaves shares as they are and scales quantiles."""
+    rates, count = np.array([2.0, 9.0, 4.0]), np.array([0.4, 1.0, 3.0, 8.0])
+    slow = slowed_systems(Sample.systems, np.arange(4), np.full(4, k))
+    normal = fleets(Sample.systems, windows_of(rates, 60.0), np.arange(4), count)
+    scaled = fleets(slow, windows_of(rates / k, 60.0 * k), np.arange(4), count)
+    for metric, limit in (("ttft", 0.7), ("tpot", 0.02), ("e2e", 5.0)):
+        expected = attainment(normal, metric, limit)  # 1 less a tail, hence the absolute tolerance
+        np.testing.assert_allclose(attainment(scaled, metric, k * limit), expected, rtol=1e-9, atol=1e-14)
+    np.testing.assert_allclose(quantile(scaled, "ttft", 0.9), k * quantile(normal, "ttft", 0.9), rtol=2.1e-3)
+
+
+@pytest.mark.parametrize("k", [0.01, 30.0])
+def test_time_scales_out_of_the_queue(k: float) -> None:
+    """Homogeneity: solving an engine whose steps are k times as long is slowing the solved one."""
+    caps = np.array([4, 16, 64, 128])
+    recorded = Sample.workload.arrivals
+    slow_workload = replace(
+        Sample.workload,
+        arrivals=replace(
+            recorded, rate_rps=recorded.rate_rps / k, idc=tuple((window * k, idc) for window, idc in recorded.idc)
+        ),
+    )
+    slow = engine(
+        k * (0.008 + 1.7e-4 * Sample.batch),
+        prefill_s=k * np.array([0.02, 0.05, 0.1, 0.5]),
+        first_token_s=0.01 * k,
+        out=200.0,
+    )
+    solved_slow = solved(slow, caps, slow_workload)
+    made = slowed_systems(Sample.systems, np.arange(4), np.full(4, k))
+    np.testing.assert_allclose(solved_slow.capacity_rps, made.capacity_rps, rtol=1e-12)
+    np.testing.assert_allclose(solved_slow.p_wait, made.p_wait, rtol=1e-9)
+    np.testing.assert_allclose(solved_slow.decay_rps, made.decay_rps, rtol=1e-9)
+    np.testing.assert_allclose(solved_slow.tpot_s, made.tpot_s, rtol=1e-12)
+    np.testing.assert_allclose(solved_slow.running, made.running, rtol=1e-9)
+
+
+# ---- windows and nodes ---------------------------------------------------------------------------------
+
+
+def test_rate_windows_last_five_stays() -> None:
+    """Rule: the shortest window of at least five mean stays, else the longest; a stationary load has one rate."""
+    rates = {1.0: np.arange(1.0, 41.0), 10.0: np.arange(1.0, 5.0), 60.0: np.array([2.5])}
+    statistics = ArrivalStatistics(
+        rate_rps=20.5,
+        gap_cv=1.0,
+        idc=((1.0, 1.0),),
+        peak_to_mean=(),
+        lag1_gap_correlation=0.0,
+        zero_gap_share=0.0,
+        span_s=40.0,
+        requests=820,
+    )
+    one = np.array([1.0])
+    workload = Workload(name="hand", arrivals=statistics, n_in=one, n_out=one, windows=tuple(rates.items()))
+    assert [rate_windows(workload, stay).window_s for stay in (0.2, 0.21, 2.0, 12.0, 99.0)] == [1.0, 10.0, 10.0, 60, 60]
+    grouped = rate_windows(workload, 0.1)
+    assert len(grouped.rate_rps) == 16
+    np.testing.assert_allclose(grouped.share.sum(), 1.0, rtol=1e-12)
+    np.testing.assert_allclose(grouped.rate_rps @ np.diff(np.append(grouped.starts, 40)), 820.0, rtol=1e-12)
+    np.testing.assert_allclose(rate_windows(poisson(3.0), 1.0).rate_rps, 3.0, rtol=1e-12)
+
+
+def test_length_nodes_keep_the_mean() -> None:
+    """Hand: 1000 lengths 1..1000; the first node is the mean of 1..100, the last of 996..1000; the mean stays 500.5."""
+    found = length_nodes(np.arange(1000.0, 0.0, -1.0))
+    np.testing.assert_allclose(found.tokens[[0, -1]], [50.5, 998.0], rtol=1e-12)
+    np.testing.assert_allclose(found.tokens @ found.share, 500.5, rtol=1e-12)
+    assert np.all(np.diff(found.tokens) > 0.0)
+    single = length_nodes([7.0])
+    assert (single.tokens.tolist(), single.share.tolist()) == ([7.0], [1.0])
+
+
+def test_load_grid_is_stable() -> None:
+    """Rule: every queue of the grid has a steady state."""
+    assert np.all(np.diff(LOAD_GRID) > 0.0)
+    assert LOAD_GRID[0] > 0.0
+    assert LOAD_GRID[-1] < 1.0
