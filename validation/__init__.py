@@ -1,1 +1,1 @@
-"""TBD."""
+"""Scores of the model against public measurements that no fit has seen."""
