@@ -1,0 +1,266 @@
+"""Speed and size, beside the bars set for them and what a peer needs.
+
+``python benchmarks/run.py [--install] [--json]``.
+
+The Azure conversation trace of 2023 is used where SERVECAST_DATA names a folder of public data, else the shipped
+example. The peer is NVIDIA's aiconfigurator 0.12.0 on a machine of the same class: its main query 22.6 s (16.2 s by its
+own report), one point 11.8 s cold and about 2 s warm, installation 851 MB in 75 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = "meta-llama/Llama-3.1-70B"
+PRICES = {"h100_sxm": 2.9, "h200_sxm": 3.5, "b200_sxm": 5.5, "a100_sxm": 1.8, "l40s": 1.1, "mi300x": 3.0}
+LIMITS = {"ttft_p99": 2.0, "tpot_p99": 0.05}
+POINTS = 200_000
+GROWTH = (100_000, 200_000, 400_000)
+MODULES = ("servecast", "servecast.cli", "servecast.planning", "servecast.predicting")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One measured number."""
+
+    name: str
+    value: float
+    unit: str
+    bar: str = ""
+    peer: str = ""
+
+
+def shown(value: float) -> str:
+    """Three digits, thousands separated."""
+    return f"{value:,.0f}" if value >= 1000.0 else f"{value:.3g}"
+
+
+def median_seconds(repeats: int, work: Callable[[], object]) -> float:
+    """Median seconds of `work`, which has run once before. [s]"""
+    work()
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def process_seconds(arguments: Sequence[str], repeats: int = 5) -> float:
+    """Median wall time of a fresh process. [s]"""
+
+    def once() -> None:
+        subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, cwd=tempfile.gettempdir())
+
+    return median_seconds(repeats, once)
+
+
+@contextmanager
+def trace_file() -> Iterator[tuple[str, Path]]:
+    """What to call the trace, and where it is."""
+    from servecast.cli.request import resolve_trace
+
+    data = os.environ.get("SERVECAST_DATA")
+    path = Path(data, "azure-llm-2023", "conv.csv.gz").resolve() if data else None
+    if path is not None and path.exists():
+        yield "Azure conversation trace", path
+    else:
+        yield "example trace", resolve_trace("example", Path())
+
+
+def planning(name: str, path: Path) -> list[Figure]:
+    """The capacity query, warm in one process and as a process of its own."""
+    import servecast
+
+    workload = servecast.workload_from_trace(servecast.read_trace(path))
+    llm = servecast.llm(MODEL)
+    offers = [servecast.Offer(gpu=servecast.gpu(gpu), usd_per_hour=price) for gpu, price in PRICES.items()]
+    slos = [
+        servecast.Slo(metric=metric, percentile=float(p), limit_s=limit)
+        for (metric, p), limit in zip((key.split("_p") for key in LIMITS), LIMITS.values(), strict=True)
+    ]
+    found: list[int] = []
+
+    def query(*, load_curve: bool) -> None:
+        answer = servecast.plan(workload, llm, offers, slos, load_curve=load_curve)
+        found.append(answer.plan.evaluated)
+
+    bare = median_seconds(9, lambda: query(load_curve=False))
+    full = median_seconds(9, lambda: query(load_curve=True))
+    flags = [part for gpu, price in PRICES.items() for part in ("--gpu", f"{gpu}={price}")]
+    flags += [part for key, limit in LIMITS.items() for part in ("--slo", f"{key}={limit:g}s")]
+    command = ["-c", "from servecast.cli import main; main()", "plan", "--trace", str(path), "--model", MODEL, *flags]
+    cold = process_seconds(command)
+    numpy_alone = process_seconds(["-c", "import numpy"])
+    return [
+        Figure(
+            name=f"plan query, warm ({name}, 6 GPU types, {found[-1]:,} fleets)",
+            value=1e3 * bare,
+            unit="ms",
+            bar="<= 100",
+            peer="22,600 (16,200 by its own report)",
+        ),
+        Figure(name="the same with the load curve of the report", value=1e3 * full, unit="ms"),
+        Figure(name="`servecast plan`, cold process", value=cold, unit="s", bar="<= 1.0", peer="22.6"),
+        Figure(name="cold process over `python -c 'import numpy'`", value=cold / numpy_alone, unit="times"),
+    ]
+
+
+def predicting() -> list[Figure]:
+    """A large table of operating points, as records and as CSV."""
+    import servecast
+    from servecast.predicting import COLUMNS, Point, predict, read_points, table_text
+
+    rng = np.random.default_rng(1)
+    places = [(model, gpu, tp) for model in (MODEL, "Qwen/Qwen3-32B") for gpu in PRICES for tp in (2, 4, 8)]
+    picks = rng.integers(0, len(places), POINTS)
+    loads = np.round(2.0 ** rng.uniform(0.0, 8.0, POINTS))
+    isl, osl = (np.round(np.exp(rng.normal(mean, 0.7, POINTS))) + 1.0 for mean in (6.9, 5.3))
+    points: list[Point | str] = [
+        servecast.Point(
+            model=places[pick][0],
+            gpu=places[pick][1],
+            engine="vllm",
+            tp=places[pick][2],
+            concurrency=float(load),
+            isl=float(n),
+            osl=float(m),
+        )
+        for pick, load, n, m in zip(picks, loads, isl, osl, strict=True)
+    ]
+    records = median_seconds(3, lambda: predict(points))
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder, "points.csv")
+        with table.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            writer.writerows([getattr(point, column) for column in COLUMNS] for point in points)
+
+        def whole() -> str:
+            names, rows, read = read_points(table)
+            return table_text(names, rows, predict(read))
+
+        text = median_seconds(1, whole)
+    return [
+        Figure(
+            name=f"predict, {POINTS:,} records",
+            value=POINTS / records,
+            unit="points/s",
+            bar=">= 100,000",
+            peer="about 0.5 (warm)",
+        ),
+        Figure(name="predict, CSV to CSV", value=POINTS / text, unit="points/s"),
+    ]
+
+
+def reading(name: str, path: Path) -> list[Figure]:
+    """The trace at hand, and how the time grows with the rows."""
+    from servecast.readers.traces import read_trace
+
+    rows = len(read_trace(path).t_s)
+    bar = "<= 0.3" if rows == 19_366 else ""
+    figures = [
+        Figure(
+            name=f"reading the {name} ({rows:,} rows)",
+            value=median_seconds(5, lambda: read_trace(path)),
+            unit="s",
+            bar=bar,
+        )
+    ]
+    rng = np.random.default_rng(1)
+    with tempfile.TemporaryDirectory() as folder:
+        for count in GROWTH:
+            made = Path(folder, f"{count}.csv.gz")
+            times = np.cumsum(rng.exponential(0.1, count))
+            lengths = rng.integers(1, 4000, (count, 2))
+            with gzip.open(made, "wt", encoding="utf-8", compresslevel=1) as file:
+                file.write("t_s,n_in,n_out\n")
+                file.writelines(f"{t:.6f},{n},{m}\n" for t, (n, m) in zip(times, lengths, strict=True))
+            seconds = median_seconds(1, lambda made=made: read_trace(made))  # type: ignore[misc]
+            figures.append(Figure(name=f"reading {count:,} generated rows", value=1e6 * seconds / count, unit="us/row"))
+    return figures
+
+
+def importing() -> list[Figure]:
+    """Fresh processes that import one module, less a bare interpreter."""
+    bare = process_seconds(["-c", "pass"])
+    figures = []
+    for module in ("numpy", *MODULES):
+        seconds = process_seconds(["-c", f"import {module}"]) - bare
+        figures.append(Figure(name=f"import {module}", value=float(round(1e3 * seconds)), unit="ms"))
+    return figures
+
+
+def installing() -> list[Figure]:
+    """A wheel of this tree into an empty environment, dependencies from the configured index."""
+    with tempfile.TemporaryDirectory() as folder:
+        wheels, target = Path(folder, "wheels"), Path(folder, "venv")
+        quiet = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        pip = ["-m", "pip", "--disable-pip-version-check"]
+        subprocess.run([sys.executable, *pip, "wheel", "--no-deps", "-w", str(wheels), str(ROOT)], **quiet)  # type: ignore[call-overload]
+        subprocess.run([sys.executable, "-m", "venv", str(target)], **quiet)  # type: ignore[call-overload]
+        before = _megabytes(target)
+        wheel = next(wheels.glob("servecast-*.whl"))
+        start = time.perf_counter()
+        subprocess.run([str(target / "bin" / "python"), *pip, "install", str(wheel)], **quiet)  # type: ignore[call-overload]
+        seconds = time.perf_counter() - start
+        return [
+            Figure(
+                name="core installation, size",
+                value=_megabytes(target) - before,
+                unit="MB",
+                bar="<= 400",
+                peer="851",
+            ),
+            Figure(name="core installation, time", value=seconds, unit="s", bar="<= 60", peer="75"),
+            Figure(name="the wheel itself", value=wheel.stat().st_size / 1e6, unit="MB"),
+        ]
+
+
+def _megabytes(folder: Path) -> float:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink()) / 1e6
+
+
+def markdown(figures: Sequence[Figure]) -> str:
+    """Table for people and for the README."""
+    lines = ["| what | measured | bar | aiconfigurator 0.12 |", "|---|---|---|---|"]
+    lines += [f"| {one.name} | {shown(one.value)} {one.unit} | {one.bar} | {one.peer} |" for one in figures]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--install", action="store_true", help="also install the wheel into an empty environment")
+    parser.add_argument("--json", action="store_true", help="figures as JSON instead of a table")
+    given = parser.parse_args()
+    with trace_file() as (name, path):
+        figures = planning(name, path) + predicting() + reading(name, path) + importing()
+    if given.install:
+        figures += installing()
+    if given.json:
+        machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+        print(json.dumps({**machine, "figures": [asdict(one) for one in figures]}, indent=1))
+    else:
+        print(markdown(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Redo what the documentation prints: ``python docs/refresh.py [--transcripts] [--scores FILE] [--speed FILE]``.
+
+Transcripts are run here and now. FILE is what ``python -m servecast.validation.public --json`` (needs SERVECAST_DATA)
+and ``python benchmarks/run.py --install --json`` print. Results go to docs/tables/ and the README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner
+
+from servecast.cli import main as servecast
+
+DOCS = Path(__file__).resolve().parent
+README = DOCS.parent / "README.md"
+SPLITS = {"group": "group", "gpu": "GPU type", "model": "model"}
+SLICES = {
+    "all": "all",
+    "dense": "dense, all",
+    "dense, without suspect rows": "dense, no suspect",
+    "dense, without suspect and inconsistent rows": "dense, no suspect or inconsistent",
+    "mixture of experts": "MoE",
+}
+TRANSCRIPTS = {
+    "plan": "plan --trace example --model Llama-3.1-70B --gpu h100=2.9 --gpu h200=3.5 --gpu l40s=1.1"
+    " --slo ttft_p99=2s --slo tpot_p99=50ms",
+    "predict": "predict --model Qwen3-32B --gpu h100 --tp 4 --concurrency 32 --isl 1024 --osl 512",
+    "trace": "trace example",
+}
+Row = Mapping[str, Any]
+
+
+def percent(share: float | None) -> str:
+    """One digit; nothing where there is no number."""
+    return "" if share is None or share != share else f"{100.0 * share:.1f}"
+
+
+def pair(ttft: Row, tpot: Row, name: str) -> str:
+    """The same figure of both metrics."""
+    return f"{percent(ttft[name])} / {percent(tpot[name])}"
+
+
+def rows_by_key(scores: Iterable[Row]) -> dict[tuple[str, str, str], Row]:
+    """Scores by split, slice and metric."""
+    return {(one["split"], one["slice"], one["metric"]): one for one in scores}
+
+
+def summary(scores: Iterable[Row]) -> str:
+    """The README's table: one line per split and slice, TTFT / TPOT in each cell."""
+    found = rows_by_key(scores)
+    lines = [
+        "| held out | rows | n | MAPE | median | 90 % holds | roofline | AIConfigurator | ours, its rows |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for split, title in SPLITS.items():
+        for key, name in SLICES.items():
+            if key == "all":
+                continue
+            ttft, tpot = found[split, key, "ttft"], found[split, key, "tpot"]
+            cells = [pair(ttft, tpot, column) for column in ("mape", "median", "interval_coverage", "roofline_mape")]
+            cells += [pair(ttft, tpot, column) for column in ("aic_mape", "mape_on_aic_rows")]
+            lines.append(f"| {title} | {name} | {ttft['rows']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def full(scores: Iterable[Row], metric: str) -> str:
+    """All slices of one metric."""
+    lines = [
+        "| held out | rows | n | answered | MAPE | median | bias | 90 % holds | roofline | AIC n | AIC MAPE "
+        "| AIC median | ours, its rows |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in scores:
+        if one["metric"] != metric:
+            continue
+        cells = [percent(one[name]) for name in ("predicted", "mape", "median", "bias", "interval_coverage")]
+        cells += [percent(one["roofline_mape"]), str(one["aic_rows"])]
+        cells += [percent(one[name]) for name in ("aic_mape", "aic_median", "mape_on_aic_rows")]
+        lines.append(f"| {SPLITS[one['split']]} | {SLICES[one['slice']]} | {one['rows']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def kernels(reports: Iterable[Row]) -> str:
+    """Held-back errors of the kernel fits."""
+    lines = [
+        "| GPU | kernel | format | rows | numbers kept | slice | held back | MAPE | median | closed form, median |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for report in reports:
+        for name, error in report["held_out"].items():
+            cells = [percent(error[key]) for key in ("mape", "median", "closed_form_median")]
+            start = [
+                report["gpu"].removesuffix("_sxm"),
+                report["kernel"],
+                report["format"],
+                f"{report['rows']:,}",
+                str(report["numbers"]),
+            ]
+            lines.append("| " + " | ".join([*start, name, f"{error['rows']:,}", *cells]) + " |")
+    return "\n".join(lines)
+
+
+def speed(figures: Iterable[Row]) -> str:
+    """The benchmark's table."""
+    lines = ["| what | measured | bar | AIConfigurator 0.12 |", "|---|---|---|---|"]
+    for one in figures:
+        value = f"{one['value']:,.0f}" if one["value"] >= 1000.0 else f"{one['value']:.3g}"
+        lines.append(f"| {one['name']} | {value} {one['unit']} | {one['bar']} | {one['peer']} |")
+    return "\n".join(lines)
+
+
+def transcript(arguments: str) -> str:
+    """A command as typed, and what it prints."""
+    result = CliRunner().invoke(servecast, shlex.split(arguments))
+    if result.exit_code:
+        raise RuntimeError(f"servecast {arguments}: {result.output}")
+    typed = f"$ servecast {arguments}".replace(" --gpu", " \\\n    --gpu", 1).replace(" --slo", " \\\n    --slo", 1)
+    return f"{typed}\n{result.output.rstrip()}\n"
+
+
+def between(name: str, table: str) -> None:
+    """Replace what stands between the README's markers."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    words = README.read_text(encoding="utf-8")
+    before, opened, rest = words.partition(start)
+    _, closed, after = rest.partition(end)
+    if not (opened and closed):
+        raise ValueError(f"README.md must have {start} and {end}")
+    README.write_text(f"{before}{start}\n\n{table}\n\n{end}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--transcripts", action="store_true")
+    parser.add_argument("--scores", type=Path)
+    parser.add_argument("--speed", type=Path)
+    given = parser.parse_args()
+    for name, arguments in TRANSCRIPTS.items() if given.transcripts else ():
+        words = transcript(arguments)
+        (DOCS / "tables" / f"{name}.txt").write_text(words, encoding="utf-8")
+        if name != "trace":
+            between(name, f"```text\n{words}```")
+    if given.scores:
+        results = json.loads(given.scores.read_text(encoding="utf-8"))
+        for metric in ("ttft", "tpot"):
+            (DOCS / "tables" / f"{metric}.md").write_text(full(results["silicon"], metric) + "\n", encoding="utf-8")
+        (DOCS / "tables" / "kernels.md").write_text(kernels(results["kernels"]) + "\n", encoding="utf-8")
+        (DOCS / "tables" / "summary.md").write_text(summary(results["silicon"]) + "\n", encoding="utf-8")
+        between("scores", summary(results["silicon"]))
+    if given.speed:
+        figures = json.loads(given.speed.read_text(encoding="utf-8"))["figures"]
+        table = speed(figures)
+        (DOCS / "tables" / "speed.md").write_text(table + "\n", encoding="utf-8")
+        between("speed", speed(one for one in figures if one["bar"]))
+
+
+if __name__ == "__main__":
+    main()
