@@ -66,7 +66,9 @@ class PublicRuns:
     """A fit may see the row."""
     suspect: Mask
     inconsistent: Mask
-    """In a series that is not monotone in load, or of a load that the log does not state."""
+    """In a series whose TPOT falls as the load rises."""
+    answered: Mask
+    """The log states the load; what a closed loop does without it cannot be told."""
 
 
 def fit_kernels(data: Path) -> tuple[tuple[KernelSet, ...], list[KernelReport]]:
@@ -109,15 +111,24 @@ def load_runs(data: Path, kernels: tuple[KernelSet, ...]) -> PublicRuns:
     )
     suspect = np.array([row.model in SUSPECT_MODELS for row in rows])
     flagged = inconsistent_series(rows)
-    inconsistent = ~suspect & np.array([row.id in flagged or not row.load_stated for row in rows])
+    inconsistent = ~suspect & np.array([row.id in flagged for row in rows])
+    answered = np.array([row.load_stated for row in rows])
     # the whole load prefilled at once, and half as much again: a longer wait is admission that the log does not show
     prompt = passes.prefill
     kernel_s = prompt.gemm_s + prompt.attention_s + prompt.collectives_s
     kernel_s = kernel_s + prompt.experts_memory_s / 0.7 + prompt.experts_compute_s / 0.5
     held_back = runs.ttft_s > 1.5 * runs.clients * kernel_s + 1.0
     limited = passes.batch < runs.clients
-    usable = ~suspect & ~inconsistent & ~held_back & ~limited
-    return PublicRuns(rows=rows, runs=runs, points=points, usable=usable, suspect=suspect, inconsistent=inconsistent)
+    usable = answered & ~suspect & ~inconsistent & ~held_back & ~limited
+    return PublicRuns(
+        rows=rows,
+        runs=runs,
+        points=points,
+        usable=usable,
+        suspect=suspect,
+        inconsistent=inconsistent,
+        answered=answered,
+    )
 
 
 def silicon_points(rows: Sequence[SiliconRow]) -> Points:
@@ -152,7 +163,7 @@ def public_profile(data: Path) -> tuple[Profile, EngineFit, list[KernelReport], 
     fit = fit_engine(public.runs.take(np.flatnonzero(public.usable)))
     units = novelty_units(public.rows)
     bands: dict[tuple[Metric, bool, Novelty], Band] = {}
-    scored = ~public.suspect & ~public.inconsistent
+    scored = public.answered & ~public.suspect & ~public.inconsistent
     for level in NOVELTY:
         ttft, tpot = held_out_predictions(public.runs, units[level], public.usable)
         found = bands_from(public.runs, ttft, tpot, scored, units=len(set(units[level])))

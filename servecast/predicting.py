@@ -233,6 +233,8 @@ def _point(row: Mapping[str, str], column: Mapping[str, str], *, silicon: bool) 
     try:
         isl, osl = (_positive(name, text[name], least=1.0) for name in ("isl", "osl"))
         pp = _whole("pp", text["pp"])
+        if silicon and "concurrency" in row and not row["concurrency"].strip():
+            raise ValueError("concurrency must be a positive number, got nothing: the log does not state the load")
         if silicon:
             precision = stated_precision(row)
             tp, dp, ep, clients = stated_load(row)

@@ -79,12 +79,14 @@ def held_out(public: PublicRuns, split: str, *, tick: Callable[[str], None] | No
         training = np.flatnonzero(~held)
         theta = fit_engine(runs.take(np.flatnonzero(public.usable & ~held))).theta
         ttft, tpot = predict(theta, runs.take(np.flatnonzero(held)))
+        # a run whose log does not state the load is declined, and counts against the share predicted
+        ttft, tpot = (np.where(public.answered[held], value, np.nan) for value in (ttft, tpot))
         arrays["ttft"][held], arrays["tpot"][held] = ttft, tpot
         inner = runs.take(training)
         inner_ttft, inner_tpot = held_out_predictions(
             inner, list(unit[training]), public.usable[training], bins=INNER_BINS
         )
-        scored = ~public.suspect[training] & ~public.inconsistent[training]
+        scored = (public.answered & ~public.suspect & ~public.inconsistent)[training]
         units = min(INNER_BINS, len(set(unit[training])))
         bands = bands_from(inner, inner_ttft, inner_tpot, scored, units=units)
         moe = runs.moe[held]

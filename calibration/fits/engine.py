@@ -22,7 +22,7 @@ from servecast.model.formats import ENGINES
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-TPOT_SCALE, TTFT_SCALE = 0.08, 0.17
+TPOT_SCALE, TTFT_SCALE = 0.08, 0.12
 """Log-residual that counts as one unit: TTFT depends on the load generator and weighs less."""
 CAUCHY_SCALE = 1.8
 
@@ -44,7 +44,7 @@ POOLED: dict[str, Prior] = {
     "prefill_layer_gap_s": Prior(centre=60e-6, width=0.3, engine=0.36, moe=0.9),
     "prefill_passes": Prior(centre=2.0, width=0.4, engine=0.4, moe=0.5),
     "burst_share": Prior(centre=0.2, width=0.5, engine=0.6, moe=0.6),
-    "first_token_s": Prior(centre=0.03, width=0.4, engine=0.5, moe=0.6),
+    "first_token_s": Prior(centre=0.03, width=0.4, engine=0.8, moe=0.6),
 }
 SHARED: dict[str, Prior] = {
     "moe_layer_gap_s": Prior(centre=30e-6, width=0.7, engine=0.0, moe=0.0),
