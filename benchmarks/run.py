@@ -193,7 +193,7 @@ def reading(name: str, path: Path) -> list[Figure]:
             with gzip.open(made, "wt", encoding="utf-8", compresslevel=1) as file:
                 file.write("t_s,n_in,n_out\n")
                 file.writelines(f"{t:.6f},{n},{m}\n" for t, (n, m) in zip(times, lengths, strict=True))
-            seconds = median_seconds(1, lambda made=made: read_trace(made))  # type: ignore[misc]
+            seconds = median_seconds(1, lambda made=made: read_trace(made))  # type: ignore[misc]  # a lambda of a default
             figures.append(Figure(name=f"reading {count:,} generated rows", value=1e6 * seconds / count, unit="us/row"))
     return figures
 
@@ -214,12 +214,12 @@ def installing() -> list[Figure]:
         wheels, target = Path(folder, "wheels"), Path(folder, "venv")
         quiet = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         pip = ["-m", "pip", "--disable-pip-version-check"]
-        subprocess.run([sys.executable, *pip, "wheel", "--no-deps", "-w", str(wheels), str(ROOT)], **quiet)  # type: ignore[call-overload]
-        subprocess.run([sys.executable, "-m", "venv", str(target)], **quiet)  # type: ignore[call-overload]
+        subprocess.run([sys.executable, *pip, "wheel", "--no-deps", "-w", str(wheels), str(ROOT)], **quiet)  # type: ignore[call-overload]  # options in a dict
+        subprocess.run([sys.executable, "-m", "venv", str(target)], **quiet)  # type: ignore[call-overload]  # options in a dict
         before = _megabytes(target)
         wheel = next(wheels.glob("servecast-*.whl"))
         start = time.perf_counter()
-        subprocess.run([str(target / "bin" / "python"), *pip, "install", str(wheel)], **quiet)  # type: ignore[call-overload]
+        subprocess.run([str(target / "bin" / "python"), *pip, "install", str(wheel)], **quiet)  # type: ignore[call-overload]  # options in a dict
         seconds = time.perf_counter() - start
         return [
             Figure(

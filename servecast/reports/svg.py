@@ -38,7 +38,7 @@ def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
         first, last = math.ceil(low / size - 1e-9), math.floor(high / size + 1e-9)
         if last - first + 1 <= most:
             return [_decimal(step * i, power) for i in range(first, last + 1)]
-    raise AssertionError("a step of ten times the span holds at most one tick")  # pragma: no cover
+    raise AssertionError("a step of ten times the span holds at most one tick")  # pragma: no cover (cannot be reached)
 
 
 def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -58,7 +58,7 @@ def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
         if len(inside) <= most:
             # less than a decade may hold no such tick: linear ones then say more than none
             return inside if len(inside) > 1 else nice_ticks(low, high, most)
-    raise AssertionError("one decade in 399 fits any domain of floats")  # pragma: no cover
+    raise AssertionError("one decade in 399 fits any domain of floats")  # pragma: no cover (cannot be reached)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,7 +70,7 @@ def statistics(**changes: object) -> ArrivalStatistics:
         "span_s": 600.0,
         "requests": 601,
     }
-    return ArrivalStatistics(**(fields | changes))  # type: ignore[arg-type]
+    return ArrivalStatistics(**(fields | changes))  # type: ignore[arg-type]  # a mix of types by name
 
 
 def poisson(rate_rps: float, requests: int, seed: int = 1) -> np.ndarray:
@@ -182,7 +182,7 @@ def test_shift_changes_nothing(t_s: np.ndarray, shift: float) -> None:
 @given(st.lists(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), min_size=2, max_size=40), st.randoms())
 def test_order_of_requests_does_not_change_lengths(pairs: list[tuple[int, int]], order: object) -> None:
     shuffled = list(pairs)
-    order.shuffle(shuffled)  # type: ignore[attr-defined]
+    order.shuffle(shuffled)  # type: ignore[attr-defined]  # what hypothesis draws
     one, other = (length_statistics(*np.array(rows).T) for rows in (pairs, shuffled))
     assert one.p99_in == pytest.approx(other.p99_in, rel=1e-12)
     assert one.spearman == pytest.approx(other.spearman, rel=1e-9, abs=1e-9)

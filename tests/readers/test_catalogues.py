@@ -165,7 +165,7 @@ def test_unknown_names_are_refused_in_one_short_line(written: str):
 
 def test_a_gpu_that_is_no_string_is_refused():
     with pytest.raises(ValueError, match="gpu must be a catalogue name, got 100"):
-        gpu(100)  # type: ignore[arg-type]
+        gpu(100)  # type: ignore[arg-type]  # the wrong type is the test
 
 
 def _complaint(resolve: Callable[[str], object], text: str) -> str:

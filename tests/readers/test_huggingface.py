@@ -344,7 +344,7 @@ def test_a_bad_config_is_refused_in_one_line(config: Config, message: str):
 
 def test_a_config_that_is_no_object_is_refused():
     with pytest.raises(ValueError, match="config must be a JSON object"):
-        llm_from_config([1], "bad")  # type: ignore[arg-type]
+        llm_from_config([1], "bad")  # type: ignore[arg-type]  # the wrong type is the test
 
 
 JSON_VALUES = st.recursive(
