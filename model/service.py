@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from servecast.model.deployment import Deployment, stack
-from servecast.model.engine import decode_seconds, prefill_seconds
+from servecast.model.deployment import Deployment, Deployments, stack
+from servecast.model.engine import EngineConstants, decode_seconds, prefill_seconds
 from servecast.model.forecast import CHUNK_TOKENS, Points, Profile, point_constants
 from servecast.model.memory import MEMORY_RULES, memory_budget
 from servecast.model.step_time import decode_pass, prefill_pass
@@ -114,6 +114,37 @@ def slowed(curves: ServiceCurves, rows: NDArray[np.intp], factor: Floats) -> Ser
         inputs=curves.inputs,
         outputs=curves.outputs,
     )
+
+
+def step_seconds(
+    profile: Profile,
+    deployment: Deployment,
+    engine: str,
+    batches: Floats,
+    contexts: Floats,
+    lengths: Floats,
+    chunk_tokens: float = CHUNK_TOKENS,
+) -> tuple[Floats, Floats, float]:
+    """Decode steps [batch, context], prompts alone [length] and the first token's extra, of one deployment. [s]"""
+    batch, context = (x.ravel() for x in np.meshgrid(batches, contexts, indexing="ij"))
+    sets = [profile.kernel_set(deployment.gpu)]
+
+    def stacked(count: int) -> tuple[Deployments, EngineConstants]:
+        index = np.zeros(count, dtype=np.intp)
+        nothing = np.ones(count)
+        points = Points(
+            deployments=(deployment,), engines=(engine,), index=index, clients=nothing, isl=nothing, osl=nothing
+        )
+        return stack((deployment,), sets, index), point_constants(profile, points)
+
+    d, k = stacked(batch.size)
+    decode = decode_seconds(
+        decode_pass(d, profile.kernels, np.maximum(batch / d.pp, 1.0), context), k, d.layers, d.moe_layers, batch
+    )
+    d, k = stacked(lengths.size)
+    prompt = prefill_seconds(prefill_pass(d, profile.kernels, lengths, chunk_tokens=chunk_tokens), k, d.layers)
+    first = float(np.asarray(k.first_token_s)[0])
+    return decode.reshape(len(batches), len(contexts)), prompt, first
 
 
 def _times(
