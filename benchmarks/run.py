@@ -123,6 +123,92 @@ def planning(name: str, path: Path) -> list[Figure]:
     ]
 
 
+def mixing() -> list[Figure]:
+    """The program of a mixed fleet with random coefficients, with what binds, and the whole query on the example."""
+    import servecast
+    from servecast.cli.request import resolve_trace
+    from servecast.fleeting import plan_fleet
+    from servecast.solvers.fleet import FleetProblem, ReplicaType, solve_fleet
+
+    rng = np.random.default_rng(1)
+    names = [f"type {j}" for j in range(5)]
+    size = rng.uniform(0.5, 4.0, 5)
+    problem = FleetProblem(
+        classes=tuple(f"class {i}" for i in range(20)),
+        rates_rps=rng.uniform(0.1, 8.0, 20),
+        types=tuple(
+            ReplicaType(name=name, family=name, gpus=1, usd_per_hour=float(price))
+            for name, price in zip(names, size * rng.uniform(0.7, 1.3, 5), strict=True)
+        ),
+        throughput_rps=2.0 * size * rng.uniform(0.4, 1.6, (20, 5)),
+        available=dict(zip(names[:3], (6, 9, 5), strict=True)),
+    )
+    assert solve_fleet(problem).gap == 0.0
+    trace = servecast.read_trace(resolve_trace("example", Path()))
+    llm = servecast.llm("llama-3.1-8b")
+    offers = [servecast.Offer(gpu=servecast.gpu(gpu), usd_per_hour=price) for gpu, price in PRICES.items()]
+    slos = [servecast.Slo(metric="ttft", percentile=99.0, limit_s=2.0)]
+    query = median_seconds(3, lambda: plan_fleet(trace, llm, offers, slos, rate_scale=8.0))
+    return [
+        Figure(
+            name="mixed-fleet program, 5 GPU types x 20 classes, gap 0, with what binds",
+            value=median_seconds(9, lambda: solve_fleet(problem)),
+            unit="s",
+            bar="<= 1.0",
+        ),
+        Figure(
+            name="mixed-fleet query with comparisons (example trace x 8, 6 GPU types, 4 degrees)", value=query, unit="s"
+        ),
+    ]
+
+
+MILLION = """\
+import resource, sys
+import numpy as np
+import servecast
+from servecast.simulating import simulate_fleet
+rng = np.random.default_rng(1)
+n = 1_000_000
+t = np.cumsum(rng.exponential(1.0 / 40.0, n))
+trace = servecast.Trace(
+    name="made",
+    t_s=t - t[0],
+    n_in=np.maximum(rng.lognormal(6.5, 1.0, n), 1.0).astype(np.int64).clip(max=8000),
+    n_out=np.maximum(rng.lognormal(4.5, 1.0, n), 1.0).astype(np.int64).clip(max=2000),
+)
+found = simulate_fleet(trace, servecast.llm("llama-3.1-8b"), servecast.gpu("h100"), replicas=8)
+assert found.summary.requests == n and not found.summary.refused
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+"""Peak memory of a process that makes and simulates a million requests, as the system counts it. [KiB]"""
+
+
+def simulating(name: str, path: Path) -> list[Figure]:
+    """The reference simulator: the trace at hand, and a million made-up requests in a process of its own."""
+    import servecast
+
+    trace = servecast.read_trace(path)
+    llm, gpu = servecast.llm("llama-3.1-8b"), servecast.gpu("h100")
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", MILLION], check=True, capture_output=True, text=True)
+    million = time.perf_counter() - start
+    return [
+        Figure(
+            name=f"simulation of the {name} on 4 replicas ({trace.t_s.size:,} requests)",
+            value=median_seconds(5, lambda: servecast.simulate_fleet(trace, llm, gpu, replicas=4)),
+            unit="s",
+            bar="<= 2.0",
+        ),
+        Figure(
+            name="peak memory of a simulation of 1,000,000 requests, Python and numpy included",
+            value=1024.0 * int(done.stdout) / 1e6,
+            unit="MB",
+            bar="< 500",
+        ),
+        Figure(name="its process, start and drawing included", value=million, unit="s"),
+    ]
+
+
 def predicting() -> list[Figure]:
     """A large table of operating points, as records and as CSV."""
     import servecast
@@ -252,7 +338,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="figures as JSON instead of a table")
     given = parser.parse_args()
     with trace_file() as (name, path):
-        figures = planning(name, path) + predicting() + reading(name, path) + importing()
+        figures = (
+            planning(name, path) + mixing() + simulating(name, path) + predicting() + reading(name, path) + importing()
+        )
     if given.install:
         figures += installing()
     if given.json:

@@ -106,6 +106,24 @@ def kernels(reports: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
+def vllm_runs(rows: Iterable[Row]) -> str:
+    """Open runs of vLLM: what was measured, what the simulator and the closed form said, and the peer's error."""
+    found = {(one["run"], one["metric"], one["executor"]): one for one in rows if one["truth"] is not None}
+    lines = [
+        "| run | metric | measured | simulator | error | closed form | error | LLMServingSim, error |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for run, metric in dict.fromkeys((run, metric) for run, metric, _ in found):
+        simulated, closed = (found[run, metric, executor] for executor in ("simulator", "closed_form"))
+        cells = [f"{simulated['truth']:.4g}"]
+        for one in (simulated, closed):
+            cells += [f"{one['predicted']:.4g} [{one['lo']:.4g}, {one['hi']:.4g}]", f"{100.0 * one['error']:+.1f}"]
+        peer = simulated["peer"]
+        cells.append("" if peer is None else f"{100.0 * (peer / simulated['truth'] - 1.0):+.1f}")
+        lines.append(f"| {run} | {metric} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def speed(figures: Iterable[Row]) -> str:
     """The benchmark's table."""
     lines = ["| what | measured | bar | AIConfigurator 0.12 |", "|---|---|---|---|"]
@@ -149,6 +167,11 @@ def main() -> None:
             between(name, f"```text\n{words}```")
     if given.scores:
         results = json.loads(given.scores.read_text(encoding="utf-8"))
+        # with --only vllm-runs the scores are that list alone
+        runs = results if isinstance(results, list) else results["vllm_runs"]
+        (DOCS / "tables" / "vllm_runs.md").write_text(vllm_runs(runs) + "\n", encoding="utf-8")
+        results = {} if isinstance(results, list) else results
+    if given.scores and results:
         for metric in ("ttft", "tpot"):
             (DOCS / "tables" / f"{metric}.md").write_text(full(results["silicon"], metric) + "\n", encoding="utf-8")
         (DOCS / "tables" / "kernels.md").write_text(kernels(results["kernels"]) + "\n", encoding="utf-8")

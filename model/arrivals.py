@@ -21,6 +21,8 @@ from servecast.model.workload import ArrivalStatistics, LengthDistribution, Leng
 
 WINDOWS_S: tuple[float, ...] = (1.0, 10.0, 60.0, 300.0, 600.0)
 """Windows of the index of dispersion. [s]"""
+SHORT_WINDOWS_S: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
+"""Windows of the length of an engine's steps. [s]"""
 MINIMUM_WINDOWS = 5
 """Fewer complete windows than this say nothing about a variance."""
 ZERO_GAP_LIMIT = 0.2
@@ -72,6 +74,11 @@ def arrival_statistics(t_s: ArrayLike) -> ArrivalStatistics:
         zero_gap_share=float(np.mean(gaps == 0.0)),
         span_s=span_s,
         requests=t.size,
+        short_idc=tuple(
+            (window_s, _count_dispersion(t, window_s)[0])
+            for window_s in SHORT_WINDOWS_S
+            if span_s >= MINIMUM_WINDOWS * window_s
+        ),
     )
 
 
@@ -247,6 +254,8 @@ def workload_from_parameters(
     if not 0.0 <= gap_cv < math.inf:
         raise ValueError(f"gap_cv must be >= 0 and finite, got {gap_cv!r}")
     u_in, u_out = _lattice()
+    # what the limit at long windows leaves out: from single steps to where the index has reached it
+    windows = tuple(w for w in (*SHORT_WINDOWS_S, 1.0, 3.0) if gap_cv != 1.0)
     return Workload(
         name=name,
         arrivals=ArrivalStatistics(
@@ -258,10 +267,22 @@ def workload_from_parameters(
             zero_gap_share=0.0,
             span_s=0.0,
             requests=0,
+            short_idc=tuple(zip(windows, _gamma_dispersion(rate_rps, gap_cv, windows), strict=True)),
         ),
         n_in=_whole_tokens(n_in.quantile(u_in)),
         n_out=_whole_tokens(n_out.quantile(u_out)),
     )
+
+
+def _gamma_dispersion(rate_rps: float, gap_cv: float, windows: tuple[float, ...]) -> tuple[float, ...]:
+    """IDC of renewal arrivals with gamma gaps; of perfectly regular ones, 0."""
+    if not windows:
+        return ()
+    if gap_cv == 0.0:
+        return (0.0,) * len(windows)
+    from servecast.model.arrival_processes import GammaRenewal
+
+    return tuple(GammaRenewal.from_cv(rate_rps, gap_cv).idc(np.array(windows)).tolist())
 
 
 def scaled(workload: Workload, factor: float) -> Workload:

@@ -7,17 +7,24 @@ serve is carried into the next as a fluid backlog. A request of window w with pr
 prefilled:
 
 .. math::
-   TTFT = V_w + W_w^{slot} + W_w^{pre} + t_1 + t_{pre}(n) + t_{dec}(B_w)
+   TTFT = V_w + W_w^{slot} + Y_w + t_{pre}(n) + t_1
 
-V backlog over capacity; W slot wait of the state queue; W pre the M/G/1 wait behind other prompts (utilisation
-:math:`\rho_p = \lambda E[t_{pre}]`), both atoms at 0 with exponential tails. While prompts take the share
-:math:`\rho_p` of the engine, a token takes :math:`t_{dec}(B)/(1-\rho_p)`; over a request of m tokens TPOT varies with
-the batch met (averaged over its stay) and with how many prompts fell into it,
+V backlog over capacity; W slot wait of the state queue, an atom at 0 with an exponential tail; Y the rest of the step
+met and the step that serves the request, with the decodes and the other prompts in it. Y, and the time per token of a
+request of m tokens, are shifted gamma laws from three cumulants of the chain of steps
+(:mod:`servecast.model.prompt_queue`); the pace also varies with the batch met over a stay.
 
-.. math:: \sigma^2 = (0.86\,\sigma_B)^2 + \lambda\,TPOT\,E[t_{pre}^2] / m
+The state queue is widened by
 
-0.86 is the standard deviation of the time average of a relaxing process over one relaxation time, the mean stay.
-Where it holds: steady rate within a window (windows of five mean stays), light coupling of slot and prefill waits.
+.. math:: f = (1 - \rho_p) [1 + (I - 1) g + \kappa (A - I) g], \qquad A = (I + c_p^2 \rho_p^2) / (1 - \rho_p)^2
+
+since a prompt stops all decodes while it is computed: on the decodes' own clock arrivals come in busy periods of the
+prompt queue, whose size has E[N^2] / E[N] = A. g = E[min(m, m')] / E[m] is what a batch of arrivals leaves of its
+variance in an infinite-server queue; kappa = 0.7 of the clustering is seen by arrivals (chosen on half of the points of
+docs/mechanisms/slo_attainment.md). The tail of the slot wait decays as that of G/G/c with (I + c_m^2) / 2.
+
+Range, and errors inside it against the simulator (median, 95th percentile): docs/mechanisms/slo_attainment.md;
+:func:`out_of_range` says for every percentile whether it is inside.
 """
 
 from __future__ import annotations
@@ -28,9 +35,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from servecast.model.prompt_queue import (
+    PromptWork,
+    ShiftedGamma,
+    first_step,
+    gamma_and_wait_tail,
+    gamma_tail,
+    shifted_gamma,
+    step_chain,
+    token_pace,
+)
 from servecast.model.service import LengthNodes, ServiceCurves, slowed
 from servecast.model.slo import Slo
-from servecast.model.state_queue import burst_factor, interpolate_idc, occupancy_quantile, relaxation_time, state_queue
+from servecast.model.state_queue import occupancy_quantile, relaxation_time, state_queue
 from servecast.model.workload import Workload
 
 Floats = NDArray[np.float64]
@@ -38,13 +55,25 @@ Indices = NDArray[np.intp]
 
 LOAD_GRID = np.array([0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.94, 0.97, 0.99])
 """Utilisations at which each system's queue is solved."""
-RATE_CLASSES = 16
+RATE_CLASSES = 8
 """Windows are grouped by rate into at most this many classes."""
 STAYS_PER_WINDOW = 5.0
 TIME_AVERAGE = 0.86
 MAX_PREFILL_SHARE = 0.95
-NO_WAIT_DECAY = 1e12
-"""Decay of a wait that is always zero. [1/s]"""
+CLUSTER_SHARE = 0.7
+"""kappa of the module docstring."""
+PACE_CORRELATION = 0.7
+"""How far the batch met and the prompts met go together; chosen as kappa."""
+SLOT_RANGE = 0.2
+"""Of 1 - p: a slot wait likelier than this decides the p-quantile, and is not known well enough."""
+DISPERSION_RANGE = 2.6
+"""Largest index of dispersion at the memory of the prompt queue."""
+BURST_WORK_RANGE = 0.8
+"""Largest (I - 1) w1 / (1 - w1): companions' share of a busy engine."""
+PROMPTS_PER_REQUEST = 8.0
+"""Fewest prompts that fall into a median request's decode: fewer leave its pace to single steps."""
+FEWEST_BURST = 0.05
+"""Perfectly regular arrivals would leave the queue without any spread at all."""
 STATIONARY_WINDOW_S, STATIONARY_WINDOWS = 60.0, 60
 """A stationary process is followed for an hour: a backlog above capacity grows over that long."""
 
@@ -66,6 +95,10 @@ class Systems:
     tpot_p99_s: Floats
     running: Floats
     """Mean sequences in service."""
+    idle: Floats
+    """Probability that nothing is in service."""
+    idc: tuple[Floats, Floats]
+    """Windows [s], and the index of dispersion of the whole stream there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,14 +127,24 @@ class Fleet:
     backlog_s: Floats
     slot_p: Floats
     slot_decay: Floats
-    prompt_p: Floats
-    prompt_decay: Floats
-    service_s: Floats
-    """[fleet, class, length node]: from the prompt's turn to the first token."""
+    idle: Floats
+    """Probability that an arrival finds nothing in service: it starts at once."""
+    own_s: Floats
+    """[fleet, length node]: the request's own prompt, and what is outside the engine's steps."""
+    first: ShiftedGamma
+    """[fleet, class]: rest of the step met and step that serves, less the own prompt."""
+    pace: ShiftedGamma
+    """[fleet, class, output node with more than one token]: time per token."""
+    longest_step_s: Floats
+    """[fleet, class]: no step is longer, and no request's mean over steps."""
     tpot_s: Floats
-    tpot_batch_sd_s: Floats
-    tpot_prompt_var_s2: Floats
-    """Variance of TPOT times the tokens of a request. [s^2]"""
+    """[fleet, class]: mean."""
+    dispersion: Floats
+    """[fleet, class]: index of dispersion at the memory of the prompt queue."""
+    prompt_share: Floats
+    """[fleet, class]: share of the engine's time that prompts take."""
+    prompts_per_request: Floats
+    """[fleet]: that fall into the decode of a request of median length."""
     inputs: LengthNodes
     outputs: LengthNodes
     utilisation: Floats
@@ -140,36 +183,78 @@ def solve_systems(
     """
     rate = curves.completion_rps[deployment]
     capacity = np.take_along_axis(rate, cap[:, np.newaxis] - 1, axis=1)[:, 0]
-    stay = cap / capacity
-    window = np.minimum(relaxation_time(0.8 * capacity, capacity, stay), STAYS_PER_WINDOW * stay)
-    # a trace too short for counts has its gaps: the index of a renewal process is their squared variation
-    idc = workload.arrivals.idc or ((1.0, workload.arrivals.gap_cv**2),)
-    dispersion = 1.0 + (interpolate_idc(idc, window) - 1.0) / np.asarray(replicas, dtype=np.float64)
-    factor = burst_factor(np.maximum(dispersion, 0.0), 1.0)
+    idc = _dispersion_table(workload)
+    share = 1.0 / np.broadcast_to(np.asarray(replicas, dtype=np.float64), capacity.shape)[:, np.newaxis]
+    load = LOAD_GRID * capacity[:, np.newaxis]
+    m1 = curves.prefill_mean_s[deployment][:, np.newaxis]
+    w1 = np.minimum(load * m1, MAX_PREFILL_SHARE)
+    second = curves.prefill_m2_s2[deployment][:, np.newaxis]
+    cp2 = np.divide(second, m1**2, out=np.ones_like(second), where=m1 > 0.0) - 1.0
+    stay = (cap / capacity)[:, np.newaxis]
+    early = _dispersion(idc, 2.0 * stay * LOAD_GRID * (1.0 - w1), share)
+    memory = relaxation_time(load, capacity[:, np.newaxis], stay)
+    late = _dispersion(idc, np.minimum(memory, STAYS_PER_WINDOW * stay), share)
+    left, cm2 = _output_variability(curves.outputs)
+    busy = (early + cp2 * w1**2) / (1.0 - w1) ** 2
+    factor = (1.0 - w1) * (1.0 + (early - 1.0) * left + CLUSTER_SHARE * (busy - early) * left)
     queue = state_queue(
-        LOAD_GRID * capacity[:, np.newaxis],
+        load,
         rate[:, np.newaxis, :],
-        caps=np.broadcast_to(cap[:, np.newaxis], (len(cap), len(LOAD_GRID))),
-        burst=factor[:, np.newaxis],
+        caps=np.broadcast_to(cap[:, np.newaxis], load.shape),
+        burst=np.maximum(factor, FEWEST_BURST),
     )
     decode = curves.decode_s[deployment]
 
     def step_at(batch: Floats) -> Floats:
-        index = np.clip(batch.astype(np.intp) - 1, 0, decode.shape[1] - 1)
-        return np.take_along_axis(decode, index, axis=1)
+        held = np.clip(batch, 1.0, decode.shape[1])
+        low = np.minimum(held.astype(np.intp), decode.shape[1] - 1)
+        right = held - low
+        return np.asarray(
+            np.take_along_axis(decode, low - 1, axis=1) * (1.0 - right)
+            + np.take_along_axis(decode, low, axis=1) * right
+        )
 
     running = queue.mean_in_service
+    tail_factor = np.maximum((late + cm2) / 2.0, FEWEST_BURST)
     return Systems(
         curves=curves,
         deployment=deployment,
         cap=cap,
         capacity_rps=capacity,
         p_wait=queue.p_wait,
-        decay_rps=queue.wait_decay_rps,
-        tpot_s=step_at(np.maximum(np.round(running), 1.0)),
+        decay_rps=capacity[:, np.newaxis] * -np.expm1(np.log(LOAD_GRID) / tail_factor),
+        tpot_s=step_at(running),
         tpot_p99_s=step_at(occupancy_quantile(queue, 0.99, seen_by="request").astype(np.float64)),
         running=running,
+        idle=queue.occupancy[..., 0],
+        idc=idc,
     )
+
+
+def _dispersion_table(workload: Workload) -> tuple[Floats, Floats]:
+    """Windows and indices of dispersion, from below a second on; a trace too short for counts has its gaps."""
+    arrivals = workload.arrivals
+    pairs = sorted({*arrivals.short_idc, *(arrivals.idc or ((1.0, arrivals.gap_cv**2),))})
+    windows, values = np.array(pairs, dtype=np.float64).T
+    return windows, values
+
+
+def _dispersion(table: tuple[Floats, Floats], window_s: Floats, share: Floats) -> Floats:
+    """Index of dispersion of a stream thinned to `share`: 1 + (I - 1) share, linear in the logarithm of the window;
+    towards 1 at windows shorter than any known, where arrivals are single."""
+    windows, values = table
+    with np.errstate(divide="ignore"):
+        whole = np.interp(np.log(window_s), np.log(windows), values)
+    below = np.minimum(window_s / windows[0], 1.0)
+    return np.asarray(1.0 + (whole - 1.0) * below * share)
+
+
+def _output_variability(outputs: LengthNodes) -> tuple[float, float]:
+    """E[min(m, m')] / E[m] of two independent outputs, and the squared coefficient of variation."""
+    tokens, share = outputs.tokens, outputs.share
+    mean = float(tokens @ share)
+    both = float(share @ np.minimum.outer(tokens, tokens) @ share)
+    return both / mean, float(tokens**2 @ share) / mean**2 - 1.0
 
 
 def slowed_systems(systems: Systems, system: Indices, factor: Floats) -> Systems:
@@ -185,6 +270,8 @@ def slowed_systems(systems: Systems, system: Indices, factor: Floats) -> Systems
         tpot_s=systems.tpot_s[system] * column,
         tpot_p99_s=systems.tpot_p99_s[system] * column,
         running=systems.running[system],
+        idle=systems.idle[system],
+        idc=systems.idc,
     )
 
 
@@ -194,8 +281,10 @@ def fleets(systems: Systems, windows: Windows, system: Indices, replicas: ArrayL
     count = np.broadcast_to(np.asarray(replicas, dtype=np.float64), system.shape)
     capacity = count * systems.capacity_rps[system]
     share, backlog = _backlog(windows, capacity)
-    rate = np.tile(windows.rate_rps, 2) / count[:, np.newaxis]
-    load = np.tile(windows.rate_rps, 2) / capacity[:, np.newaxis]
+    repeats = share.shape[1] // len(windows.rate_rps)
+    total = np.tile(windows.rate_rps, repeats)
+    rate = total / count[:, np.newaxis]
+    load = total / capacity[:, np.newaxis]
     at, right = _grid_weights(load)
 
     def pick(table: Floats) -> Floats:
@@ -204,36 +293,66 @@ def fleets(systems: Systems, windows: Windows, system: Indices, replicas: ArrayL
 
     deployment = systems.deployment[system]
     curves = systems.curves
-    prefill_share = np.minimum(rate * curves.prefill_mean_s[deployment][:, np.newaxis], MAX_PREFILL_SHARE)
-    slowdown = 1.0 / (1.0 - prefill_share)
-    tpot = pick(systems.tpot_s) * slowdown
-    spread = (pick(systems.tpot_p99_s) - pick(systems.tpot_s)) / 2.326 * slowdown
-    second = curves.prefill_m2_s2[deployment][:, np.newaxis]
-    prompt_wait = rate * second / (2.0 * (1.0 - prefill_share))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        prompt_decay = np.where(prompt_wait > 0.0, prefill_share / prompt_wait, NO_WAIT_DECAY)
-    first = curves.first_token_s[deployment][:, np.newaxis, np.newaxis]
-    service = first + curves.prefill_s[deployment][:, np.newaxis, :] + tpot[:, :, np.newaxis]
+    m1 = curves.prefill_mean_s[deployment][:, np.newaxis]
+    work = PromptWork(
+        m1=np.broadcast_to(m1, rate.shape),
+        m2=np.broadcast_to(curves.prefill_m2_s2[deployment][:, np.newaxis], rate.shape),
+        m3=np.broadcast_to(curves.prefill_m3_s3[deployment][:, np.newaxis], rate.shape),
+    )
+    # an engine takes no more prompts than it completes
+    served = np.minimum(rate, np.minimum(_rate_of_share(m1), systems.capacity_rps[system][:, np.newaxis]))
+    thinned = (1.0 / count)[:, np.newaxis]
+
+    def dispersion(window_s: Floats) -> Floats:
+        ratio = thinned if window_s.ndim == 2 else thinned[..., np.newaxis]
+        return _dispersion(systems.idc, window_s, ratio)
+
+    decode = pick(systems.tpot_s)
+    chain = step_chain(served, work, decode, dispersion)
+    outputs = curves.outputs
+    several = outputs.tokens > 1.5
+    spread = np.maximum(pick(systems.tpot_p99_s) - decode, 0.0) / 2.326 / (1.0 - chain.w1)
+    after = outputs.tokens[several] - 1.0
+    pace = token_pace(chain, dispersion, after, TIME_AVERAGE * spread, PACE_CORRELATION)
+    tpot = decode / (1.0 - chain.w1)
+    middle = _median_tokens(outputs)
     mean_rate = float(windows.rates_rps.mean())
-    running = (pick(systems.running) * share).sum(axis=1)
-    # above the grid the batch is full and the wait is the backlog's
-    slot_p = np.where(load < 1.0, pick(systems.p_wait), 1.0)
     return Fleet(
         share=share,
         backlog_s=backlog,
-        slot_p=slot_p,
+        # above the grid the batch is full and the wait is the backlog's
+        slot_p=np.where(load < 1.0, pick(systems.p_wait), 1.0),
         slot_decay=np.maximum(pick(systems.decay_rps), 1e-3 * systems.capacity_rps[system][:, np.newaxis]),
-        prompt_p=prefill_share,
-        prompt_decay=prompt_decay,
-        service_s=service,
+        idle=_idle(pick(systems.idle), load, backlog),
+        own_s=curves.first_token_s[deployment][:, np.newaxis] + curves.prefill_s[deployment],
+        first=shifted_gamma(*first_step(chain, dispersion), least=decode),
+        pace=pace,
+        longest_step_s=decode + curves.full_chunk_s[deployment][:, np.newaxis],
         tpot_s=tpot,
-        tpot_batch_sd_s=TIME_AVERAGE * np.maximum(spread, 0.0),
-        tpot_prompt_var_s2=rate * tpot * second,
+        dispersion=dispersion(chain.mean_s / (1.0 - chain.w1)),
+        prompt_share=chain.w1,
+        prompts_per_request=(share * served * tpot).sum(axis=1) * middle,
         inputs=curves.inputs,
-        outputs=curves.outputs,
+        outputs=outputs,
         utilisation=mean_rate / capacity,
-        running=running,
+        running=(pick(systems.running) * share).sum(axis=1),
     )
+
+
+def _idle(at_grid: Floats, load: Floats, backlog: Floats) -> Floats:
+    """Probability that nothing is in service: to 1 as the load vanishes, 0 behind a backlog."""
+    light = load < LOAD_GRID[0]
+    grown = np.where(light, 1.0 - (1.0 - at_grid) * load / LOAD_GRID[0], at_grid)
+    return np.where((backlog > 0.0) | (load >= 1.0), 0.0, grown)
+
+
+def _rate_of_share(m1: Floats) -> Floats:
+    """Rate at which prompts take the largest share that is followed. [1/s]"""
+    return np.divide(MAX_PREFILL_SHARE, m1, out=np.full_like(m1, np.inf), where=m1 > 0.0)
+
+
+def _median_tokens(outputs: LengthNodes) -> float:
+    return float(outputs.tokens[int(np.searchsorted(np.cumsum(outputs.share), 0.5 - 1e-9))])
 
 
 def attainment(fleet: Fleet, metric: str, limit_s: ArrayLike) -> Floats:
@@ -277,6 +396,21 @@ def joint_attainment(fleet: Fleet, slos: Sequence[Slo]) -> Floats:
     return total
 
 
+def out_of_range(fleet: Fleet, metric: str, p: float) -> NDArray[np.bool_]:
+    """Whether a percentile of a fleet lies where the closed form is not known to hold; see the module docstring.
+
+    Weighed by requests: a fleet is outside when more than a tenth of those beyond the percentile are.
+    """
+    bursty = (fleet.dispersion > DISPERSION_RANGE) | (
+        (fleet.dispersion - 1.0) * fleet.prompt_share > BURST_WORK_RANGE * (1.0 - fleet.prompt_share)
+    )
+    waiting = fleet.slot_p > SLOT_RANGE * (1.0 - p)
+    outside = (fleet.share * (bursty | waiting | (fleet.backlog_s > 0.0))).sum(axis=1) > 0.1 * (1.0 - p)
+    if metric == "ttft":
+        return np.asarray(outside)
+    return np.asarray(outside | (fleet.prompts_per_request < PROMPTS_PER_REQUEST))
+
+
 def _grid_weights(load: Floats) -> tuple[Indices, Floats]:
     held = np.clip(load, LOAD_GRID[0], LOAD_GRID[-1])
     left = np.clip(np.searchsorted(LOAD_GRID, held, side="right") - 1, 0, len(LOAD_GRID) - 2)
@@ -295,6 +429,10 @@ def _backlog(windows: Windows, capacity: Floats) -> tuple[Floats, Floats]:
             wait[:, number] = (queued + after) / 2.0 / capacity
             queued = after
     late = wait > 1e-9
+    if not late.any():
+        return np.broadcast_to(windows.share, (len(capacity), len(windows.share))), np.zeros(
+            (len(capacity), len(windows.share))
+        )
     requests = (windows.rates_rps / windows.rates_rps.sum())[windows.order]
     behind = np.add.reduceat(late[:, windows.order] * requests, windows.starts, axis=1)
     total = np.add.reduceat((wait[:, windows.order] * late[:, windows.order]) * requests, windows.starts, axis=1)
@@ -304,24 +442,22 @@ def _backlog(windows: Windows, capacity: Floats) -> tuple[Floats, Floats]:
     return np.maximum(share, 0.0), np.concatenate([np.zeros_like(mean), mean], axis=1)
 
 
-def _wait_tail(fleet: Fleet, t: Floats) -> Floats:
-    """P(slot wait + prefill wait > t), t [fleet, class, ...]; 1 for t < 0."""
-    trailing = (slice(None), slice(None)) + (np.newaxis,) * (t.ndim - 2)
-    p, a = fleet.slot_p[trailing], fleet.slot_decay[trailing]
-    q, b = fleet.prompt_p[trailing], fleet.prompt_decay[trailing]
-    # two equal rates are a double pole: nudged apart by a part in 10^6
-    b = np.where(np.abs(b - a) < 1e-6 * a, a * (1.0 + 1e-6), b)
-    held = np.maximum(t, 0.0)
-    slow, fast = np.exp(-a * held), np.exp(-b * held)
-    both = (b * slow - a * fast) / (b - a)
-    tail = p * (1.0 - q) * slow + q * (1.0 - p) * fast + p * q * both
-    return np.where(t < 0.0, 1.0, np.clip(tail, 0.0, 1.0))
-
-
 def _ttft_tail(fleet: Fleet, limit: Floats) -> Floats:
     """P(TTFT > limit), [fleet, class]."""
-    slack = (limit - fleet.backlog_s)[:, :, np.newaxis] - fleet.service_s
-    return np.asarray(_wait_tail(fleet, slack) @ fleet.inputs.share, dtype=np.float64)
+    slack = (limit - fleet.backlog_s)[:, :, np.newaxis] - fleet.own_s[:, np.newaxis, :]
+    column = (slice(None), slice(None), np.newaxis)
+    law = ShiftedGamma(
+        shift=fleet.first.shift[column],
+        shape=fleet.first.shape[column],
+        scale=fleet.first.scale[column],
+        atom=fleet.first.atom[column],
+    )
+    idle = fleet.idle[column]
+    # whoever finds nothing in service does not wait
+    met = np.minimum(fleet.slot_p[column] / np.maximum(1.0 - idle, fleet.slot_p[column] + 1e-300), 1.0)
+    busy = gamma_and_wait_tail(law, slack, met, fleet.slot_decay[column])
+    late = (1.0 - idle) * busy + idle * (slack < 0.0)
+    return np.asarray(late @ fleet.inputs.share, dtype=np.float64)
 
 
 def _tpot_tail(fleet: Fleet, limit: Floats) -> Floats:
@@ -329,10 +465,10 @@ def _tpot_tail(fleet: Fleet, limit: Floats) -> Floats:
     several = fleet.outputs.tokens > 1.5
     if not several.any():
         return np.zeros(np.broadcast_shapes(limit.shape, fleet.tpot_s.shape))
-    tokens, share = fleet.outputs.tokens[several], fleet.outputs.share[several]
-    variance = (fleet.tpot_batch_sd_s**2)[:, :, np.newaxis] + fleet.tpot_prompt_var_s2[:, :, np.newaxis] / tokens
-    distance = (limit - fleet.tpot_s)[:, :, np.newaxis] / np.sqrt(np.maximum(variance, 1e-18))
-    return np.asarray(_normal_tail(distance) @ (share / share.sum()), dtype=np.float64)
+    share = fleet.outputs.share[several]
+    held = np.broadcast_to(limit, fleet.tpot_s.shape)
+    late = gamma_tail(fleet.pace, held[:, :, np.newaxis]) @ (share / share.sum())
+    return np.where(held >= fleet.longest_step_s, 0.0, late)
 
 
 def _e2e_tail(fleet: Fleet, limit: Floats) -> Floats:
@@ -341,11 +477,3 @@ def _e2e_tail(fleet: Fleet, limit: Floats) -> Floats:
     for tokens, share in zip(fleet.outputs.tokens, fleet.outputs.share, strict=True):
         late = late + share * _ttft_tail(fleet, limit - (tokens - 1.0) * fleet.tpot_s)
     return late
-
-
-def _normal_tail(x: Floats) -> Floats:
-    """P(Z > x) by Abramowitz and Stegun 26.2.17, absolute error below 8e-8; scipy would cost the import of a second."""
-    t = 1.0 / (1.0 + 0.2316419 * np.abs(x))
-    poly = t * (0.319381530 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429))))
-    upper: Floats = np.exp(-0.5 * np.minimum(x * x, 1400.0)) / np.sqrt(2.0 * np.pi) * poly
-    return np.where(x >= 0.0, upper, 1.0 - upper)

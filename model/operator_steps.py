@@ -8,9 +8,9 @@ prompt chunks :math:`(p_i, c_i)` beside B decodes with mean context k is
 
 .. math:: A = \sum_i A_p(p_i, c_i) + A_d(B, k) + [A(p, c, B, k) - A_p(p, c) - A_d(B, k)], \qquad p = \sum_i p_i
 
-since a mixed kernel is measured with one chunk only: what mixing adds (up to half as much again) is taken at the summed
-chunk, the causal work at each chunk's own length. Collectives are rings, 2 (n - 1) / n bytes at the link's bandwidth and
-2 (n - 1) latencies. Routed experts are tabulated over tokens and active experts, and E / ep (1 - (1 - k / E)^M) of a
+since a mixed kernel is measured with one chunk only: what mixing adds (up to half as much again) is taken at the sum of
+the chunks, the causal work at each one's own length. Collectives are rings, 2 (n - 1) / n bytes at the bandwidth and
+2 (n - 1) latencies of a link. Routed experts are tabulated over tokens and active experts, and E / ep (1 - (1 - k / E)^M) of a
 GPU's experts are active for the M tokens of all attention replicas (coverage, as in
 :mod:`servecast.model.step_time`); replicas run in lockstep, so the slowest one's attention counts.
 """

@@ -49,6 +49,10 @@ class ServiceCurves:
     prefill_mean_s: Floats
     prefill_m2_s2: Floats
     """Second moment of a prompt's prefill time. [s^2]"""
+    prefill_m3_s3: Floats
+    """Third moment. [s^3]"""
+    full_chunk_s: Floats
+    """A chunk of the largest size alone: what prompts can add to one step."""
     completion_rps: Floats
     """[deployment, B - 1]: mu_B. [1/s]"""
     kv_batch: NDArray[np.int64]
@@ -81,7 +85,9 @@ def service_curves(
     kv_batch = np.floor(kv_tokens / (workload.mean_context + reserved)).astype(np.int64)
     kv_batch[kv_tokens < float(inputs.tokens[-1])] = 0
     grid = BATCH_GRID[: max(int(np.searchsorted(BATCH_GRID, max_batch)) + 1, 2)]
-    decode, prefill, first_token = _times(profile, deployments, engine, grid, inputs.tokens, workload.mean_context)
+    lengths = np.append(inputs.tokens, CHUNK_TOKENS)
+    decode, prompts, first_token = _times(profile, deployments, engine, grid, lengths, workload.mean_context)
+    prefill, chunk = prompts[:, :-1], prompts[:, -1]
     batches = np.arange(1.0, max_batch + 1.0)
     at = np.clip(np.searchsorted(grid, batches, side="right") - 1, 0, len(grid) - 2)
     right = (batches - grid[at]) / (grid[at + 1] - grid[at])
@@ -92,6 +98,8 @@ def service_curves(
         prefill_s=prefill,
         prefill_mean_s=mean,
         prefill_m2_s2=(prefill**2) @ inputs.share,
+        prefill_m3_s3=(prefill**3) @ inputs.share,
+        full_chunk_s=chunk,
         completion_rps=batches / (workload.mean_out * decode_s + batches * mean[:, np.newaxis]),
         kv_batch=kv_batch,
         first_token_s=first_token,
@@ -108,6 +116,8 @@ def slowed(curves: ServiceCurves, rows: NDArray[np.intp], factor: Floats) -> Ser
         prefill_s=curves.prefill_s[rows] * column,
         prefill_mean_s=curves.prefill_mean_s[rows] * factor,
         prefill_m2_s2=curves.prefill_m2_s2[rows] * factor**2,
+        prefill_m3_s3=curves.prefill_m3_s3[rows] * factor**3,
+        full_chunk_s=curves.full_chunk_s[rows] * factor,
         completion_rps=curves.completion_rps[rows] / column,
         kv_batch=curves.kv_batch[rows],
         first_token_s=curves.first_token_s[rows] * factor,

@@ -2,8 +2,8 @@ r"""A run too short to settle: every request followed through a fluid of the oth
 
 Queueing laws hold once arrivals and departures balance, after several stays. A benchmark of minutes, or a burst that
 fills every place and drains again, never gets there. In between each running sequence is given tokens at the common
-pace of its batch, and virtual time v counts them: a request admitted at v with m tokens ends at v + m - 1, whoever comes
-and goes meanwhile (processor sharing in virtual time). An admission is one step that also holds the prompt,
+pace of its batch, and virtual time v counts them: a request admitted at v with m tokens ends at v + m - 1, whoever
+comes and goes meanwhile (processor sharing in virtual time). An admission is one step that also holds the prompt,
 t_dec(B) + P. Requests wait in order of arrival for one of `cap` places.
 
 What is left out: the cache's growth within a run (steps are those of the mean context), prompts that share a step, and

@@ -53,6 +53,8 @@ class ArrivalStatistics:
     """Share of gaps that are exactly zero; above 0.2 the stamps are quantised."""
     span_s: float
     requests: int
+    short_idc: tuple[tuple[float, float], ...] = ()
+    """The same as `idc` at windows below a second, the scale of an engine's steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from servecast.predicting import Point, predict
     from servecast.readers.catalogues import gpu, llm
     from servecast.readers.traces import read_trace
+    from servecast.simulating import simulate_fleet
 
 _HOME = {
     "Gpu": "model.hardware",
@@ -37,6 +38,7 @@ _HOME = {
     "plan": "planning",
     "predict": "predicting",
     "read_trace": "readers.traces",
+    "simulate_fleet": "simulating",
     "workload_from_parameters": "model.arrivals",
     "workload_from_trace": "model.arrivals",
 }
@@ -55,6 +57,7 @@ __all__ = [
     "plan",
     "predict",
     "read_trace",
+    "simulate_fleet",
     "workload_from_parameters",
     "workload_from_trace",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 from servecast.calibration.profile import SHIPPED, load_profile
 from servecast.model.arrivals import scaled
 from servecast.model.deployment import Deployment
-from servecast.model.formats import BYTES_PER_ELEMENT, resolve_formats
+from servecast.model.formats import BYTES_PER_ELEMENT
 from servecast.model.hardware import Offer
 from servecast.model.llm import Llm
 from servecast.model.memory import MEMORY_RULES, memory_budget
@@ -18,6 +18,7 @@ from servecast.model.prediction import Prediction
 from servecast.model.slo import Slo
 from servecast.model.workload import Workload
 from servecast.policies.table import PolicyTable, from_dict
+from servecast.readers.deployments import serving_formats
 from servecast.solvers.capacity import DEFAULT_CAPS, DEFAULT_PP, DEFAULT_TP, CapacityRequest, plan_capacity
 from servecast.solvers.results import Candidate, CapacityPlan
 
@@ -75,20 +76,9 @@ def plan(
     from servecast.policies import parse_engine
 
     name, newest = parse_engine(engine if engine_version is None else f"{engine}@{engine_version}")
-    if kv_precision not in {"auto", "bf16", "fp16", "fp8"}:
-        raise ValueError(f"kv_precision must be auto, bf16 or fp8, got {kv_precision!r}")
 
     def formats(compute_capability: int | None) -> tuple[str, str, str]:
-        found = resolve_formats(
-            llm.native_format,
-            llm.expert_format,
-            precision,
-            name,
-            quantised_cache=llm.name.startswith("nvidia/"),
-            compute_capability=compute_capability,
-        )
-        stated = {"auto": found[2], "fp16": "bf16"}.get(kv_precision, kv_precision)
-        return found[0], found[1], stated
+        return serving_formats(llm, name, precision, kv_precision, compute_capability=compute_capability)
 
     trunk, experts, cache = formats(None)
     request = CapacityRequest(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 
 # many small fits: threads of the linear algebra library cost more than they save; read when numpy is loaded
@@ -13,13 +14,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from servecast.calibration.public import KernelReport, fit_kernels, load_runs
-from servecast.validation import silicon
+from servecast.validation import silicon, vllm_runs
 
-PARTS = ("kernels", "silicon")
+PARTS = ("kernels", "silicon", "vllm-runs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """What was asked for; empty where it was not."""
+
+    kernels: Sequence[KernelReport] = ()
+    silicon: Sequence[silicon.Score] = ()
+    vllm_runs: Sequence[vllm_runs.RunScore] = ()
 
 
 def data_folder(given: Path | None = None) -> Path:
@@ -62,26 +73,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("servecast: interrupted", file=sys.stderr)
         return 130
-    kernels, scores = results
-    if given.json:
-        print(
-            json.dumps(
-                {"kernels": [asdict(one) for one in kernels], "silicon": [asdict(one) for one in scores]}, indent=1
-            )
-        )
-        return 0
-    if kernels and given.only != "silicon":
-        print("Kernel surfaces, errors in % on shapes held back from the fit\n\n" + kernel_markdown(kernels) + "\n")
-    if scores:
-        print("Measured servers, errors in % on rows held out from the fit\n\n" + silicon.markdown(scores))
+    print(_json(results, given.only) if given.json else _text(results, given.only))
     return 0
 
 
-def _run(folder: Path, parts: Sequence[str]) -> tuple[list[KernelReport], list[silicon.Score]]:
+def _run(folder: Path, parts: Sequence[str]) -> Scores:
+    # first what takes a second: a folder that lacks something is refused before the fits
+    runs = vllm_runs.score_runs(folder) if "vllm-runs" in parts else ()
+    if parts == ("vllm-runs",):
+        return Scores(vllm_runs=runs)
     kernels, reports = fit_kernels(folder)
     if "silicon" not in parts:
-        return reports, []
-    return reports, silicon.all_scores(load_runs(folder, kernels), tick=_tick if sys.stderr.isatty() else None)
+        return Scores(kernels=reports)
+    tick = _tick if sys.stderr.isatty() else None
+    return Scores(kernels=reports, silicon=silicon.all_scores(load_runs(folder, kernels), tick=tick), vllm_runs=runs)
+
+
+def _json(found: Scores, only: str | None) -> str:
+    runs = [_row(one) for one in found.vllm_runs]
+    if only == "vllm-runs":
+        return json.dumps(runs, indent=1, allow_nan=False)
+    whole: dict[str, Any] = {
+        "kernels": [asdict(one) for one in found.kernels],
+        "silicon": [asdict(one) for one in found.silicon],
+    }
+    return json.dumps(whole if only else whole | {"vllm_runs": runs}, indent=1)
+
+
+def _row(one: vllm_runs.RunScore) -> dict[str, Any]:
+    """One figure; null where the truth or the peer's figure is not published, or there is nothing to measure."""
+    found = asdict(one) | {"error": one.error}
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in found.items()
+    }
+
+
+def _text(found: Scores, only: str | None) -> str:
+    parts = []
+    if found.kernels and only != "silicon":
+        parts.append(
+            "Kernel surfaces, errors in % on shapes held back from the fit\n\n" + kernel_markdown(found.kernels)
+        )
+    if found.silicon:
+        parts.append(
+            "Measured servers, errors in % on rows held out from the fit\n\n" + silicon.markdown(found.silicon)
+        )
+    if found.vllm_runs:
+        parts.append("Whole runs of vLLM, seconds and errors in %\n\n" + vllm_runs.markdown(found.vllm_runs))
+    return "\n\n".join(parts)
 
 
 def _tick(message: str) -> None:

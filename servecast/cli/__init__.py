@@ -8,7 +8,10 @@ import click
 
 COMMANDS = {
     "plan": "Cheapest way to serve a workload within its latency limits.",
+    "fleet": "Cheapest mix of GPU types for the request classes of a trace.",
+    "schedule": "Replicas over the time of a trace at least cost: when to start and stop them.",
     "predict": "TTFT, TPOT and throughput of one operating point, or of a table of them.",
+    "simulate": "Replay a trace on a fleet, request by request.",
     "trace": "What a request trace holds, with its statistics and a chart.",
     "init": "Write a commented plan request to start from.",
     "list": "Models, GPUs and profiles that are known by name.",

@@ -39,18 +39,20 @@ def require_writable(path: str | Path) -> Path:
     return real
 
 
-def write_atomic(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path`: the whole file is there afterwards, or what was there before."""
-    write_all_atomic({path: text})
+def write_atomic(path: str | Path, content: str | bytes) -> None:
+    """Write text (as UTF-8) or bytes to `path`: the whole file is there afterwards, or what was there before."""
+    write_all_atomic({path: content})
 
 
-def write_all_atomic(files: Mapping[Any, str]) -> None:
-    """Write several files, text by path: all are complete beside their targets before the first takes its name.
+def write_all_atomic(files: Mapping[Any, str | bytes]) -> None:
+    """Write several files, contents by path: all are complete beside their targets before the first takes its name.
 
     A failure or Ctrl-C before that point leaves every target as it was, and no temporary file in any case. The renames
     themselves are one by one. New files have mode 0644 less the umask.
     """
-    contents: dict[str | Path, bytes] = {path: text.encode("utf-8") for path, text in files.items()}
+    contents: dict[str | Path, bytes] = {
+        path: whole.encode("utf-8") if isinstance(whole, str) else whole for path, whole in files.items()
+    }
     targets = [require_writable(path) for path in contents]
     for path, target in zip(contents, targets, strict=True):
         if targets.count(target) > 1:

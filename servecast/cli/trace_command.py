@@ -9,6 +9,9 @@ import click
 
 from servecast.cli.errors import guard
 
+SHOWN_WINDOWS = 6
+"""Windows of constant rate that the text lists; JSON has all."""
+
 
 @click.command("trace")
 @click.argument("path")
@@ -38,6 +41,7 @@ def command(path: str, run: str | None, chart: Path | None, as_json: bool) -> No
 def _document(trace: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from servecast.calibration.fits.arrivals import arrival_summary, fit_arrivals
     from servecast.model.arrivals import length_statistics, workload_from_trace
 
     workload = workload_from_trace(trace)
@@ -45,6 +49,7 @@ def _document(trace: Any) -> dict[str, Any]:
         "schema": "servecast.trace/1",
         "name": trace.name,
         "arrivals": asdict(workload.arrivals),
+        "arrival_model": arrival_summary(fit_arrivals(trace.t_s)),
         "lengths": asdict(length_statistics(trace.n_in, trace.n_out)),
         "notes": list(trace.notes),
         "warnings": list(workload.warnings),
@@ -61,11 +66,36 @@ def _text(document: dict[str, Any]) -> str:
         f"  gaps       cv {arrivals['gap_cv']:.3g}, {arrivals['zero_gap_share']:.1%} zero",
         f"  dispersion {idc}",
         f"  peak/mean  {peaks}",
+        *_model_lines(document["arrival_model"]),
     ]
     lines += [f"  {name:<10} {value:.4g}" for name, value in lengths.items()]
     lines += [f"note: {note}" for note in document["notes"]]
     lines += [f"warning: {warning}" for warning in document["warnings"]]
     return "\n".join(lines)
+
+
+def _model_lines(model: dict[str, Any]) -> list[str]:
+    """Which arrival model, how well it fits, and whether the rate is steady."""
+    process = model["process"]
+    lines = [
+        f"  model      {model['name']}, {process['rate_rps']:.3g}/s, gap cv {process['gap_cv']:.3g}",
+        f"  verdict    {model['verdict']}",
+        f"  reason     {model['reason']}",
+    ]
+    if model["stationary"]:
+        return [*lines, "  rate       steady" if model["tests"] else "  rate       not tested for steadiness"]
+    failed = "; ".join(_test_words(test) for test in model["tests"] if test["rejects"])
+    lines.append(f"  rate       not steady: {failed}")
+    windows = model["windows"]
+    shown = [f"{one['start_s']:.0f}-{one['end_s']:.0f} s {one['rate_rps']:.3g}/s" for one in windows[:SHOWN_WINDOWS]]
+    more = len(windows) - SHOWN_WINDOWS
+    return [*lines, f"  windows    {', '.join(shown)}" + (f", and {more} more (--json)" if more > 0 else "")]
+
+
+def _test_words(test: dict[str, Any]) -> str:
+    if test["window_s"] is None:
+        return f"second half at {test['observed']:.3g} times the rate of the first"
+    return f"dispersion {test['observed']:.3g} at {test['window_s']:.3g} s, {test['expected']:.3g} if it were"
 
 
 def _save(trace: Any, chart: Path) -> None:

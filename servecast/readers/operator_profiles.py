@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import math
 from collections import defaultdict
 from collections.abc import Iterator
@@ -189,6 +190,6 @@ def _rows(folder: Path, name: str) -> Iterator[dict[str, str]]:
         path = folder / f"{name}.gz"
     if not path.exists():
         raise FileNotFoundError(f"{folder / name}: no such file")
-    opener = gzip.open(path, "rt", encoding="utf-8", newline="") if path.suffix == ".gz" else path.open(newline="")
-    with opener as file:
-        yield from csv.DictReader(file)
+    with path.open("rb") as raw:
+        stream = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+        yield from csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8", newline=""))

@@ -59,6 +59,7 @@ def test_azure(name: str, requests: int, data_path: DataPath) -> None:
     found = document(str(data_path("azure-llm-2023", f"{name}.csv.gz")))
     assert found["arrivals"]["requests"] == requests
     assert any("non-stationary" in warning for warning in found["warnings"])
+    assert found["arrival_model"]["stationary"] is False
 
 
 def test_shipped_example() -> None:
@@ -66,6 +67,50 @@ def test_shipped_example() -> None:
     found = document("example")
     assert 1000 < found["arrivals"]["requests"] < 50_000
     assert found["lengths"]["mean_in"] > found["lengths"]["mean_out"] > 50.0
+
+
+def test_arrival_model_of_a_timer() -> None:
+    """Hand: even gaps are no Poisson process; nothing says that their rate changes."""
+    model = document("even.csv")["arrival_model"]
+    assert model["accepted"] is False
+    assert model["verdict"].startswith("rejected: gaps")
+    assert model["stationary"] is True
+    assert model["windows"] == []
+    text = run("even.csv")
+    assert "  model      Poisson, 2/s, gap cv 1\n" in text
+    assert "  rate       steady\n" in text
+
+
+def test_arrival_model_in_windows(folder: Path) -> None:
+    """Hand: 2 requests/s for 200 s, then 8 requests/s for 200 s, hardly jittered: two windows, cut at 200 s."""
+    jitter = [0.02 * (i * 7 % 11) / 11 for i in range(2000)]
+    times = [0.5 * i for i in range(400)] + [200.0 + 0.125 * i for i in range(1600)]
+    rows = "".join(f"{t + extra:.6f},100,10\n" for t, extra in zip(times, jitter, strict=True))
+    (folder / "step.csv").write_text("t_s,n_in,n_out\n" + rows)
+    model = document("step.csv")["arrival_model"]
+    assert model["stationary"] is False
+    assert [one["rate_rps"] for one in model["windows"]] == pytest.approx([2.0, 8.0], rel=0.02)
+    assert model["windows"][0]["end_s"] == pytest.approx(200.0, abs=2.0)
+    text = run("step.csv")
+    assert "  rate       not steady: " in text
+    assert "second half at " in text
+    assert text.count("  windows ") == 1
+
+
+def test_arrival_model_of_a_few_requests(folder: Path) -> None:
+    """Rule: three requests are read, and nothing is claimed about their arrivals."""
+    (folder / "few.csv").write_text("t_s,n_in,n_out\n0,1,1\n1,1,1\n4,1,1\n")
+    text = run("few.csv")
+    assert "undecided" in text
+    assert "not tested for steadiness" in text
+
+
+def test_many_windows_are_shortened(data_path: DataPath) -> None:
+    """Rule: the text lists six windows and says how many more there are; JSON has all."""
+    path = str(data_path("azure-llm-2023", "code.csv.gz"))
+    windows = document(path)["arrival_model"]["windows"]
+    assert len(windows) > 6
+    assert f"and {len(windows) - 6} more (--json)" in run(path)
 
 
 def test_one_run_of_several(folder: Path) -> None:

@@ -95,6 +95,39 @@ def test_the_data_folder_comes_from_the_environment(monkeypatch: pytest.MonkeyPa
         data_folder()
 
 
+def test_vllm_runs_alone_are_a_list(
+    data_path: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Documented: a list of rows with truth null where it is held back, from a tree with that folder alone, without
+    fits. Bars: the mean TPOT of an open run within 5 %, its makespan within 5 %."""
+    (tmp_path / "llmservingsim-vllm").symlink_to(data_path("llmservingsim-vllm"))
+    monkeypatch.setattr("servecast.validation.public.fit_kernels", None)
+    assert main(["--data", str(tmp_path), "--only", "vllm-runs", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert all(
+        list(row) == ["run", "executor", "metric", "predicted", "lo", "hi", "truth", "peer", "error"] for row in rows
+    )
+    assert {row["executor"] for row in rows} == {"simulator", "closed_form"}
+    opened = [row for row in rows if row["truth"] is not None]
+    assert {row["run"] for row in opened} == {"rtx4090-llama31-8b", "rtxpro6000-qwen3-30b-a3b"}
+    for row in rows:
+        assert row["lo"] <= row["predicted"] <= row["hi"]
+        assert (row["error"] is None) == (row["truth"] is None)
+    for row in opened:
+        assert row["error"] == pytest.approx(row["predicted"] / row["truth"] - 1.0, rel=1e-9)
+        if row["executor"] == "simulator" and row["metric"] in {"tpot_mean_s", "makespan_s"}:
+            assert abs(row["error"]) <= 0.05
+    assert main(["--data", str(tmp_path), "--only", "vllm-runs"]) == 0
+    shown = cells(capsys.readouterr().out)
+    assert len(shown) == len(rows) / 2
+    assert {row["measured"] for row in shown if "qwen3-32b" in row["run"]} == {"held back"}
+
+
+def test_a_folder_without_vllm_runs_is_the_users_mistake(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["--data", str(tmp_path), "--only", "vllm-runs"]) == 2
+    assert "data must hold a folder llmservingsim-vllm" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_silicon_scores_as_json(data_path: Callable[..., Path]) -> None:
     # Origin: acceptance bars, through the command itself.
