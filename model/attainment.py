@@ -72,6 +72,14 @@ BURST_WORK_RANGE = 0.8
 """Largest (I - 1) w1 / (1 - w1): companions' share of a busy engine."""
 PROMPTS_PER_REQUEST = 8.0
 """Fewest prompts that fall into a median request's decode: fewer leave its pace to single steps."""
+FORM_BAND: dict[tuple[str, bool], tuple[float, float]] = {
+    ("ttft", True): (-0.09, 0.15),
+    ("tpot", True): (-0.07, 0.07),
+    ("ttft", False): (-0.5, 0.5),
+    ("tpot", False): (-0.4, 0.4),
+}
+"""5 and 95 % quantiles of log(simulated / closed form) by metric and whether inside the range, on both grids of
+docs/mechanisms/slo_attainment.md; outside they are those of the grids and promise little elsewhere."""
 FEWEST_BURST = 0.05
 """Perfectly regular arrivals would leave the queue without any spread at all."""
 STATIONARY_WINDOW_S, STATIONARY_WINDOWS = 60.0, 60

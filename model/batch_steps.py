@@ -6,8 +6,9 @@ A step holds B decoding sequences with K cached tokens in all, and chunks of pro
 
 t_dec and t_pre are those of :mod:`servecast.model.engine`, so that a simulator and a closed form differ in queueing
 alone. At a fixed batch t_dec is taken as piecewise linear in the cached tokens, so that the time of many steps is one
-sum; the knots are dense enough for 0.3 %. A prompt pays its fixed cost with its first chunk; prompts that share a step
-share no kernel, as in the closed form, which is pessimistic for many short prompts at once.
+sum: within 1.5 % between the knots from 128 tokens of mean context on, 3.5 % below, and 0.6 % for prompts. A prompt
+pays its fixed cost with its first chunk; prompts that share a step share no kernel, as in the closed form, which is
+pessimistic for many short prompts at once.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class GroupStepTimes(StepTimes, Protocol):
 class TabulatedSteps:
     """Step times of one deployment from a profile (module docstring)."""
 
-    __slots__ = ("_base", "_knots", "_length", "_lengths", "_prefill", "_slope", "first_token_s", "max_batch")
+    __slots__ = ("_base", "_knots", "_lengths", "_prefill", "_slope", "first_token_s", "max_batch")
 
     def __init__(self, decode_s: Floats, contexts: Floats, prefill_s: Floats, lengths: Floats, first_token_s: float):
         """`decode_s` [B - 1, context] for B = 1..; `prefill_s` by length; both in seconds."""

@@ -10,8 +10,8 @@ prompt chunks :math:`(p_i, c_i)` beside B decodes with mean context k is
 
 since a mixed kernel is measured with one chunk only: what mixing adds (up to half as much again) is taken at the sum of
 the chunks, the causal work at each one's own length. Collectives are rings, 2 (n - 1) / n bytes at the bandwidth and
-2 (n - 1) latencies of a link. Routed experts are tabulated over tokens and active experts, and E / ep (1 - (1 - k / E)^M) of a
-GPU's experts are active for the M tokens of all attention replicas (coverage, as in
+2 (n - 1) latencies of a link. Routed experts are tabulated over tokens and active experts, and
+E / ep (1 - (1 - k / E)^M) of a GPU's experts are active for the M tokens of all attention replicas (coverage, as in
 :mod:`servecast.model.step_time`); replicas run in lockstep, so the slowest one's attention counts.
 """
 
@@ -148,7 +148,7 @@ class OperatorSteps:
         share = llm.experts_per_token / llm.experts
         active = llm.experts / self._ep * -math.expm1(tokens * math.log1p(-share))
         counts, experts, seconds = self._tables.experts
-        return llm.moe_layers * _bilinear(counts, experts, seconds, tokens, active)
+        return llm.moe_layers * _bilinear(counts.tolist(), experts.tolist(), seconds, tokens, active)
 
     def _collectives(self, tokens: Sequence[int]) -> float:
         llm = self._llm

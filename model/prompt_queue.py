@@ -184,6 +184,7 @@ def token_pace(
     per_step = rate * (m2 + long * m1**2) * mean / (1.0 - w1**2)
     total_variance = per_step * (j * (1.0 + w1) - 2.0 * w1 * series) / (1.0 - w1)
     total_variance += np.maximum(w2 * (own - mean) + w1**2 * own_variance, 0.0) * series**2
+    total_variance = np.maximum(total_variance, FEWEST * mean**2)
     total = j * mean + w1 * series * (own - mean)
     ratio = total_variance / chain.variance_s2[..., np.newaxis]
     third = chain.third_s3[..., np.newaxis] * ratio**2 / j

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from servecast.calibration.profile import load_profile
+    from servecast.confirming import confirm
     from servecast.model.arrivals import workload_from_parameters, workload_from_trace
     from servecast.model.hardware import Gpu, Offer
     from servecast.model.llm import Llm
@@ -32,6 +33,7 @@ _HOME = {
     "Slo": "model.slo",
     "Trace": "model.workload",
     "Workload": "model.workload",
+    "confirm": "confirming",
     "gpu": "readers.catalogues",
     "llm": "readers.catalogues",
     "load_profile": "calibration.profile",
@@ -51,6 +53,7 @@ __all__ = [
     "Slo",
     "Trace",
     "Workload",
+    "confirm",
     "gpu",
     "llm",
     "load_profile",

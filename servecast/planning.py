@@ -29,6 +29,45 @@ CONTEXT_STEP = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """One fleet in the simulator, on the trace itself."""
+
+    name: str
+    replicas: int
+    usd_per_hour: float
+    ttft_p50_s: float
+    ttft_p99_s: float
+    tpot_p50_s: float
+    tpot_p99_s: float
+    attainment: dict[str, float]
+    """Share of requests within each limit, by its name. [-]"""
+    slo_attainment: float
+    """Share within all limits. [-]"""
+    refused: int
+    preemptions: int
+    holds: bool
+    """Every limit's percentile is met."""
+    missed: str
+    """The limit missed by most, with what was reached; empty where all hold."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confirmation:
+    """What the simulator says of the best few candidates; the last word on the plan."""
+
+    router: str
+    seed: int
+    plan: Replay
+    """The fleet that the answer now names."""
+    one_fewer: Replay | None
+    """The same with one replica less; None where there is one replica alone."""
+    closed_form: str
+    """Name of the fleet that the closed form alone would have named."""
+    others: tuple[Replay, ...]
+    """Smallest fleets of the other candidates replayed, or their largest where none holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """A plan with what it was asked."""
 
@@ -38,6 +77,11 @@ class Answer:
     profile: str
     precision: str
     """As requested."""
+    kv_precision: str = "auto"
+    """As requested."""
+    rate_scale: float = 1.0
+    simulated: Confirmation | None = None
+    """None where no trace was replayed."""
 
 
 def plan(
@@ -103,6 +147,8 @@ def plan(
         engine_version=newest,
         profile=loaded.name,
         precision=precision,
+        kv_precision=kv_precision,
+        rate_scale=rate_scale,
     )
 
 
@@ -121,6 +167,8 @@ def result_document(answer: Answer) -> dict[str, Any]:
         "binds": found.binds,
         "headroom": chosen.headroom if chosen else None,
         "utilisation": chosen.utilisation if chosen else None,
+        "utilisation_hi": chosen.utilisation_hi if chosen else None,
+        "may_saturate": chosen.utilisation_hi >= 1.0 if chosen else None,
         "alternatives": [{**_decision(one), "predicted": _predicted(one)} for one in found.alternatives],
         "load_curve": [
             {
@@ -142,6 +190,7 @@ def result_document(answer: Answer) -> dict[str, Any]:
             "mean_output_tokens": request.workload.mean_out,
         },
         "slo": [{"name": slo.name, "limit_s": slo.limit_s} for slo in request.slos],
+        "simulated": _simulated(answer),
         "warnings": list(found.warnings),
         "profile": answer.profile,
         "solver": {"gap": found.gap, "evaluated": found.evaluated},
@@ -223,6 +272,45 @@ def policy_table(answer: Answer, *, trace: str, date: str, version: str, seed: i
 def _loadable(request: CapacityRequest) -> str:
     """The format a checkpoint is loaded in: the narrower of trunk and experts."""
     return min(request.trunk_format, request.expert_format, key=BYTES_PER_ELEMENT.__getitem__)
+
+
+def _simulated(answer: Answer) -> dict[str, Any] | None:
+    """The replay beside the closed form: how far the second is from the first, as a share of the first."""
+    found, chosen = answer.simulated, answer.plan.plan
+    if found is None or chosen is None:
+        return None
+    names = ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s")
+    replayed = {name: getattr(found.plan, name) for name in names}
+    return {
+        "router": found.router,
+        "seed": found.seed,
+        "confirms": found.plan.holds,
+        **_replay(found.plan),
+        "disagreement": {
+            name: getattr(chosen, name).value / value - 1.0 if value else None for name, value in replayed.items()
+        },
+        "one_fewer": None if found.one_fewer is None else _replay(found.one_fewer),
+        "closed_form_choice": found.closed_form,
+        "others": [_replay(one) for one in found.others],
+    }
+
+
+def _replay(one: Replay) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "replicas": one.replicas,
+        "cost_usd_per_hour": one.usd_per_hour,
+        "holds": one.holds,
+        "missed": one.missed,
+        "slo_attainment": one.slo_attainment,
+        "attainment": one.attainment,
+        "ttft_p50_s": one.ttft_p50_s,
+        "ttft_p99_s": one.ttft_p99_s,
+        "tpot_p50_s": one.tpot_p50_s,
+        "tpot_p99_s": one.tpot_p99_s,
+        "refused": one.refused,
+        "preemptions": one.preemptions,
+    }
 
 
 def _decision(one: Candidate) -> dict[str, Any]:

@@ -312,7 +312,7 @@ def simulate_ensemble(
     return {name: spread([one[name] for one in results]) for name in results[0]}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Member:
     """One member's work; a record and not a closure, so that it travels to other processes."""
 

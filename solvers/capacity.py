@@ -9,6 +9,7 @@ a thousand as replicas are added, the fleet found still meets the limits and one
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,9 +43,9 @@ from servecast.solvers.capacity_space import (
     fleet_cost,
     split_deployments,
 )
-from servecast.solvers.results import CapacityPlan, Status
+from servecast.solvers.results import Candidate, CapacityPlan, Status
 
-__all__ = ["DEFAULT_CAPS", "DEFAULT_PP", "DEFAULT_TP", "CapacityRequest", "plan_capacity"]
+__all__ = ["DEFAULT_CAPS", "DEFAULT_PP", "DEFAULT_TP", "CapacityRequest", "plan_capacity", "resized"]
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -81,6 +82,21 @@ def plan_capacity(profile: Profile, request: CapacityRequest, *, load_curve: boo
     if not feasible.any():
         return out_of_reach(space)
     return _answer(space, smallest, feasible, load_curve=load_curve)
+
+
+def resized(profile: Profile, request: CapacityRequest, one: Candidate, replicas: int) -> Candidate:
+    """What the closed form says of `one` with another number of replicas."""
+    narrowed = replace(
+        request,
+        offers=tuple(offer for offer in request.offers if offer.gpu.name == one.gpu),
+        tp=(one.tp,),
+        pp=(one.pp,),
+        caps=(one.max_num_seqs,),
+    )
+    deployments, offers = split_deployments(narrowed)
+    curves = service_curves(profile, deployments, request.engine, request.workload, max_batch=one.max_num_seqs)
+    space = build_space(narrowed, profile, deployments, offers, curves)
+    return candidates_of(space, np.array([0]), np.array([replicas]))[0]
 
 
 def _meets(fleet: Fleet, slos: Sequence[Slo]) -> NDArray[np.bool_]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from servecast.model.attainment import (
+    FORM_BAND,
     Fleet,
     Windows,
     attainment,
     fleets,
     joint_attainment,
+    out_of_range,
     quantile,
     rate_windows,
     slowed_systems,
@@ -23,47 +25,99 @@ from servecast.model.forecast import CHUNK_TOKENS, error_band, novelties
 from servecast.model.memory import MEMORY_RULES, memory_budget
 from servecast.model.prediction import Prediction
 from servecast.model.slo import Slo
+from servecast.model.workload import Workload
 from servecast.solvers.capacity_space import CapacityRequest, Space, fleet_cost
 from servecast.solvers.results import Candidate, CapacityPlan, LoadPoint, Status
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
+Z95 = 1.6448536269514722
+"""Standard normal quantile of 0.95 (Abramowitz & Stegun, table 26.5)."""
 IDLE = 0.05
 """Mean utilisation below which a plan deserves a word of warning."""
 LOADS = np.array([0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.94, 0.98, 1.03])
 """Loads of the load curve, as shares of saturation."""
 
 
-def _scenarios(space: Space, system: Indices, replicas: Floats, windows: Windows) -> tuple[Fleet, Fleet, Fleet]:
-    """The fleets with steps as predicted, and at the two ends of the step time's 90 % interval."""
+@dataclass(frozen=True, slots=True)
+class _Scenarios:
+    """The fleets as predicted, and at the ends of what is uncertain about them."""
+
+    middle: Fleet
+    fast: Fleet
+    """Every step at the low end of the step time's 90 % interval: errors on held-out runs, covariance included."""
+    slow: Fleet
+    light: Fleet
+    """The mean rate at the low end of its own 90 % interval."""
+    heavy: Fleet
+    step_factor: Floats
+    """slow over middle, step by step. [-]"""
+    rate_factor: float
+
+
+def _scenarios(space: Space, system: Indices, replicas: Floats, windows: Windows) -> _Scenarios:
     profile, systems = space.profile, space.systems
     rows = systems.deployment[system]
     bands = np.array([error_band(profile, space.deployments[row], "tpot") for row in rows])
+    rate = rate_factor(space.request.workload)
 
-    def fleet(factor: Floats) -> Fleet:
-        return fleets(slowed_systems(systems, system, factor), windows, np.arange(len(system)), replicas)
+    def fleet(factor: Floats, load: float = 1.0) -> Fleet:
+        # the rate of a fleet's windows is common to all: a load k times as high is a fleet of R / k replicas
+        slowed = slowed_systems(systems, system, factor)
+        return fleets(slowed, windows, np.arange(len(system)), replicas / load)
 
-    return fleet(np.ones(len(rows))), fleet(np.exp(bands[:, 0])), fleet(np.exp(bands[:, 1]))
+    one = np.ones(len(rows))
+    slow = np.exp(bands[:, 1])
+    return _Scenarios(
+        fleet(one), fleet(np.exp(bands[:, 0])), fleet(slow), fleet(one, 1.0 / rate), fleet(one, rate), slow, rate
+    )
+
+
+def rate_factor(workload: Workload) -> float:
+    """Upper end over middle of the 90 % interval of the mean rate: counts vary by sqrt(IDC / n); 1 where stated. [-]"""
+    arrivals = workload.arrivals
+    if not arrivals.requests:
+        return 1.0
+    longest = arrivals.idc[-1][1] if arrivals.idc else arrivals.gap_cv**2
+    return float(np.exp(Z95 * np.sqrt(longest / arrivals.requests)))
+
+
+def _interval(found: _Scenarios, metric: str, p: float, known: Sequence[bool]) -> list[Prediction]:
+    """A percentile with what steps, arrivals and the closed form itself leave open, their logarithms in quadrature."""
+    value, fast, slow, light, heavy = (
+        quantile(one, metric, p) for one in (found.middle, found.fast, found.slow, found.light, found.heavy)
+    )
+    inside = ~out_of_range(found.middle, metric, p)
+    form = np.where(inside[:, np.newaxis], FORM_BAND[metric, True], FORM_BAND[metric, False])
+    up = np.sqrt(_apart(slow, value) ** 2 + _apart(heavy, value) ** 2 + form[:, 1] ** 2)
+    down = np.sqrt(_apart(value, fast) ** 2 + _apart(value, light) ** 2 + form[:, 0] ** 2)
+    columns = (value, value * np.exp(-down), value * np.exp(up), inside, known)
+    return [
+        Prediction(value=float(v), lo=float(lo), hi=float(hi), calibrated=bool(held and one))
+        for v, lo, hi, held, one in zip(*columns, strict=True)
+    ]
+
+
+def _apart(high: Floats, low: Floats) -> Floats:
+    """Logarithm of a ratio that is at least 1."""
+    return np.asarray(np.log(np.maximum(high / low, 1.0)))
 
 
 def candidates_of(space: Space, system: Indices, replicas: NDArray[np.int64]) -> list[Candidate]:
-    middle, low, high = _scenarios(space, system, replicas.astype(np.float64), space.windows)
+    found = _scenarios(space, system, replicas.astype(np.float64), space.windows)
+    middle = found.middle
     cost = fleet_cost(space, system, replicas)
     request, profile = space.request, space.profile
     ones = [space.deployments[row] for row in space.systems.deployment[system]]
     known = ["gpu" not in novelties(profile, one) for one in ones]
-
-    def percentiles(metric: str, p: float) -> list[Prediction]:
-        values = [quantile(fleet, metric, p) for fleet in (middle, low, high)]
-        return [
-            Prediction(value=float(v), lo=float(min(v, lo)), hi=float(max(v, hi)), calibrated=calibrated)
-            for v, lo, hi, calibrated in zip(*values, known, strict=True)
-        ]
-
-    met = [joint_attainment(fleet, request.slos) for fleet in (middle, high, low)]
-    ttft50, ttft99 = percentiles("ttft", 0.5), percentiles("ttft", 0.99)
-    tpot50, tpot99 = percentiles("tpot", 0.5), percentiles("tpot", 0.99)
+    worst = [joint_attainment(fleet, request.slos) for fleet in (found.slow, found.heavy)]
+    best = [joint_attainment(fleet, request.slos) for fleet in (found.fast, found.light)]
+    met = [joint_attainment(middle, request.slos), np.minimum(*worst), np.maximum(*best)]
+    ttft50, ttft99 = _interval(found, "ttft", 0.5, known), _interval(found, "ttft", 0.99, known)
+    tpot50, tpot99 = _interval(found, "tpot", 0.5, known), _interval(found, "tpot", 0.99, known)
+    # steps and arrivals at their upper ends: independent, so their logarithms add in quadrature
+    upper = np.exp(np.hypot(np.log(found.step_factor), np.log(found.rate_factor))) * middle.utilisation
     return [
         Candidate(
             gpu=one.gpu.name,
@@ -86,6 +140,7 @@ def candidates_of(space: Space, system: Indices, replicas: NDArray[np.int64]) ->
                 calibrated=known[i],
             ),
             utilisation=float(middle.utilisation[i]),
+            utilisation_hi=float(upper[i]),
             headroom=float(1.0 / middle.utilisation[i] - 1.0),
             running_mean=float(middle.running[i]),
             calibrated=known[i],
@@ -149,10 +204,22 @@ def range_warnings(space: Space, system: int, plan: Candidate) -> list[str]:
         found.append(f"prompts up to {longest:.0f} tokens leave the profile's range ({profile.ranges['isl'][1]:.0f})")
     if one.llm.max_context and longest > one.llm.max_context:
         found.append(f"prompts up to {longest:.0f} tokens exceed the model's context of {one.llm.max_context}")
+    if plan.utilisation < 1.0 <= plan.utilisation_hi:
+        found.append(
+            f"saturation: with steps and arrivals at their upper ends utilisation is {plan.utilisation_hi:.2f}; "
+            "the queue would then grow without end"
+        )
     if plan.utilisation < IDLE:
         found.append(
             f"the fleet is {plan.utilisation:.0%} busy on average: the limits lie near what idle replicas reach or the "
             "peaks far above the mean"
+        )
+    fleet = fleets(space.systems, space.windows, np.array([system]), [float(plan.replicas)])
+    outside = [slo.name for slo in space.request.slos if out_of_range(fleet, slo.metric, slo.percentile / 100.0)[0]]
+    if outside:
+        found.append(
+            f"{' and '.join(outside)} of this fleet: outside the range in which the closed form is known to hold "
+            "(bursts, a batch limit that binds, or short outputs): the simulator has the last word"
         )
     stay = plan.ttft_p50_s.value + plan.tpot_p50_s.value * space.request.workload.mean_out
     if space.request.workload.windows and space.windows.window_s < 5.0 * stay:
@@ -184,20 +251,25 @@ def load_curve_of(space: Space, system: int, replicas: int) -> tuple[LoadPoint, 
     rates = LOADS * capacity
     ones = np.full(len(rates), system)
     windows = rate_windows(replace(space.request.workload, windows=()), 1.0)
-    # the rate of a fleet's windows is common to all: a load k times as high is a fleet of R / k replicas
     count = replicas * space.request.workload.rate_rps / rates
-    middle, low, high = _scenarios(space, ones, count, windows)
+    found = _scenarios(space, ones, count, windows)
+    known = [True] * len(rates)
 
-    def curve(of: Callable[[Fleet], Floats], *ends: Fleet) -> list[Prediction]:
-        columns = [of(fleet).tolist() for fleet in (middle, *ends)]
-        return [Prediction(value=value, lo=lo, hi=hi) for value, lo, hi in zip(*columns, strict=True)]
+    def attained(*which: Fleet) -> list[Floats]:
+        return [joint_attainment(fleet, space.request.slos) for fleet in which]
+
+    middle = attained(found.middle)[0]
+    low, high = np.minimum(*attained(found.slow, found.heavy)), np.maximum(*attained(found.fast, found.light))
+    shares = [
+        Prediction(value=value, lo=lo, hi=hi)
+        for value, lo, hi in zip(middle.tolist(), low.tolist(), high.tolist(), strict=True)
+    ]
 
     points = zip(
         rates.tolist(),
-        curve(lambda fleet: quantile(fleet, "ttft", 0.99), low, high),
-        curve(lambda fleet: quantile(fleet, "tpot", 0.99), low, high),
-        # longer steps, fewer requests within their limits
-        curve(lambda fleet: joint_attainment(fleet, space.request.slos), high, low),
+        _interval(found, "ttft", 0.99, known),
+        _interval(found, "tpot", 0.99, known),
+        shares,
         strict=True,
     )
     return tuple(

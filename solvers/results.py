@@ -39,6 +39,8 @@ class Candidate:
     """Share of requests that meet every limit. [-]"""
     utilisation: float
     """Mean rate over the fleet's largest sustainable rate. [-]"""
+    utilisation_hi: float
+    """With steps and arrivals at the upper ends of their intervals; 1 or more says that the fleet may saturate."""
     headroom: float
     """How much the mean rate can grow before saturation, as a share of it. [-]"""
     running_mean: float

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, get_args
 
@@ -67,7 +67,7 @@ def run_ensemble(
     build : draws from its seed alone; must travel to another process unless `backend` is ``serial``.
     backend : ``processes`` on this machine; ``dask``: the cluster of the current Dask client, or one started on this
         machine for the call; ``serial``: here.
-    jobs : processes; -1: one per core. With a Dask cluster of its own size: members sent at once.
+    jobs : processes; -1: one per core. A Dask cluster that is there keeps its size.
     progress : called with (members done, members).
     """
     if backend not in BACKENDS:
@@ -88,14 +88,29 @@ def _results(
     if backend == "serial" or (backend == "processes" and (jobs == 1 or len(seeds) == 1)):
         yield from map(build, seeds)
         return
-    from joblib import Parallel, delayed, parallel_config
+    if backend == "dask":
+        yield from _on_dask(build, seeds, jobs)
+        return
+    from joblib import Parallel, delayed
 
-    with (
-        _client(jobs) if backend == "dask" else nullcontext(),
-        parallel_config(backend="dask" if backend == "dask" else "loky", n_jobs=jobs),
-    ):
-        # a batch of one: members take seconds, and progress is told of each
-        yield from Parallel(return_as="generator", batch_size=1)(delayed(build)(seed) for seed in seeds)
+    # a batch of one: members take seconds, and progress is told of each
+    yield from Parallel(n_jobs=jobs, backend="loky", return_as="generator", batch_size=1)(
+        delayed(build)(seed) for seed in seeds
+    )
+
+
+def _on_dask(
+    build: Callable[[np.random.SeedSequence], T], seeds: Sequence[np.random.SeedSequence], jobs: int
+) -> Iterator[T]:
+    with _client(jobs) as client:
+        # sent once to each worker; by name and not by content, since what it holds need not be hashable
+        shared = client.scatter(build, hash=False, broadcast=True)
+        for future in [client.submit(_called, shared, seed, pure=False) for seed in seeds]:
+            yield future.result()
+
+
+def _called(build: Callable[[np.random.SeedSequence], T], seed: np.random.SeedSequence) -> T:
+    return build(seed)
 
 
 @contextmanager
@@ -106,11 +121,13 @@ def _client(jobs: int) -> Iterator[Any]:
     except ImportError:
         raise ValueError("backend dask needs the extra servecast[dask]") from None
     try:
-        yield get_client()
-        return
+        current = get_client()
     except ValueError:
-        pass
-    with Client(n_workers=None if jobs == -1 else jobs, threads_per_worker=1, dashboard_address=None) as client:
+        current = None
+    if current is not None:
+        yield current
+        return
+    with Client(n_workers=None if jobs == -1 else jobs, threads_per_worker=1, dashboard_address=":0") as client:
         yield client
 
 

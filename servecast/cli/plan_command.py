@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 @click.option("--kv-precision", default="auto", show_default=True, help="KV cache: auto, bf16, fp8.")
 @click.option("--rate-scale", type=float, default=1.0, show_default=True, help="Plan for this multiple of the rate.")
 @click.option("--profile", default=None, help="Calibration profile by name or path.")
+@click.option(
+    "--simulate/--no-simulate", default=True, show_default=True, help="Replay the trace on the best candidates."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for plan.json and the engine's files.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write a self-contained HTML page.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
@@ -41,7 +44,7 @@ def command(request_file: Path | None, **flags: Any) -> None:
     from servecast.planning import result_document
 
     out, report, as_json = flags.pop("out"), flags.pop("report"), flags.pop("as_json")
-    profile = flags.pop("profile")
+    profile, simulate = flags.pop("profile"), flags.pop("simulate")
     request, base = _request(request_file, flags)
     files: dict[Path, str] = {}
     if isinstance(out, Path):
@@ -52,6 +55,8 @@ def command(request_file: Path | None, **flags: Any) -> None:
         require_writable(report)
     trace, workload = _workload(request, base)
     answer = _plan(request, workload, str(profile) if profile else None)
+    if simulate and trace is not None:
+        answer = _confirmed(answer, trace, request, str(profile) if profile else None)
     if answer.plan.plan is None:
         raise ValueError(f"no plan meets the request: {answer.plan.binds}")
     document = to_json(result_document(answer))
@@ -126,6 +131,15 @@ def _plan(request: PlanRequest, workload: Workload, profile: str | None) -> Answ
         max_replicas=search.max_replicas,
         profile=profile or SHIPPED,
     )
+
+
+def _confirmed(answer: Answer, trace: Trace, request: PlanRequest, profile: str | None) -> Answer:
+    from servecast.calibration.profile import SHIPPED
+    from servecast.cli.output import progress
+    from servecast.confirming import confirm
+
+    with progress("replaying the trace") as report:
+        return confirm(answer, trace, seed=request.seed, profile=profile or SHIPPED, progress=report)
 
 
 def _provenance() -> tuple[str, str]:

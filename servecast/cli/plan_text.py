@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from servecast.model.prediction import Prediction
-from servecast.planning import Answer
+from servecast.planning import Answer, Confirmation
 from servecast.solvers.results import Candidate
 
 
@@ -42,12 +42,30 @@ def plan_text(answer: Answer) -> str:
         f"  headroom   {chosen.headroom:.0%} more load to saturation (utilisation {chosen.utilisation:.0%})",
         f"  binds      {answer.plan.binds}",
         f"  profile    {answer.profile}; brackets are 90 % intervals",
+        *_simulated(answer.simulated),
         "",
         "  alternatives                      USD/h    TTFT p99    TPOT p99   attained",
     ]
     lines += [_row(one) for one in answer.plan.alternatives]
     lines += [f"warning: {warning}" for warning in answer.plan.warnings]
     return "\n".join(lines)
+
+
+def _simulated(found: Confirmation | None) -> list[str]:
+    """The replay under the closed form's figures, and one replica fewer."""
+    if found is None:
+        return []
+    one, fewer = found.plan, found.one_fewer
+    verdict = "holds" if one.holds else one.missed
+    lines = [
+        f"  simulated  TTFT p50 {seconds(one.ttft_p50_s)}, p99 {seconds(one.ttft_p99_s)}; TPOT p50 "
+        f"{seconds(one.tpot_p50_s)}, p99 {seconds(one.tpot_p99_s)}; {one.slo_attainment:.2%} attained: {verdict}"
+    ]
+    if fewer is not None:
+        lines.append(
+            f"             with {fewer.replicas} replicas: {fewer.slo_attainment:.2%} attained, {fewer.missed}"
+        )
+    return lines
 
 
 def _row(one: Candidate) -> str:

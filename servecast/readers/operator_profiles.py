@@ -192,4 +192,5 @@ def _rows(folder: Path, name: str) -> Iterator[dict[str, str]]:
         raise FileNotFoundError(f"{folder / name}: no such file")
     with path.open("rb") as raw:
         stream = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
-        yield from csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8", newline=""))
+        with io.TextIOWrapper(stream, encoding="utf-8", newline="") as text:
+            yield from csv.DictReader(text)

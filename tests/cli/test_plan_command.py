@@ -157,6 +157,7 @@ def test_report_of_parameters_has_no_trace(folder: Path) -> None:
 @pytest.mark.parametrize("trace", ["conv", "code"])
 def test_azure_from_flags(trace: str, data_path: DataPath) -> None:
     """The main query, through the command line: the same document as from Python."""
+    from servecast.confirming import confirm
     from servecast.model.arrivals import workload_from_trace
     from servecast.model.hardware import Offer
     from servecast.model.slo import Slo
@@ -169,10 +170,11 @@ def test_azure_from_flags(trace: str, data_path: DataPath) -> None:
     offers = [part for name, price in prices.items() for part in ("--gpu", f"{name}={price}")]
     limits = ["--slo", "ttft_p99=2s", "--slo", "tpot_p99=50ms"]
     found = document("plan", "--trace", str(path), "--model", "Llama-3.1-8B", *offers, *limits)
+    recorded = read_trace(path)
     answer = plan(
-        workload_from_trace(read_trace(path)),
+        workload_from_trace(recorded),
         llm("Llama-3.1-8B"),
         [Offer(gpu=gpu(name), usd_per_hour=price) for name, price in prices.items()],
         [Slo(metric=metric, percentile=99.0, limit_s=limit) for metric, limit in (("ttft", 2.0), ("tpot", 0.05))],
     )
-    assert found == json.loads(to_json(result_document(answer)))
+    assert found == json.loads(to_json(result_document(confirm(answer, recorded))))

@@ -53,6 +53,7 @@ def candidate(
         tpot_p99_s=predicted(tpot_p99_s, 0.12),
         slo_attainment=attainment or share(0.9943, 0.981, 0.9991),
         utilisation=1.0 / (1.0 + headroom) if headroom > -1.0 else math.inf,
+        utilisation_hi=1.2 / (1.0 + headroom),
         headroom=headroom,
         running_mean=31.4,
         calibrated=gpu != "b200_sxm",

@@ -27,7 +27,7 @@ class AnalyticSteps:
         """See `servecast.model.batch_steps.StepTimes`."""
         return self.step_s + self.sequence_s * batch + self.cached_s * cached, self.cached_s, 1 << 40
 
-    def mixed(self, chunks: Sequence[Chunk], finishing: int, batch: int, cached: int) -> float:
+    def mixed(self, chunks: Sequence[Chunk], finishing: int, batch: int, cached: int) -> float:  # noqa: ARG002 (the protocol's)
         """See `servecast.model.batch_steps.StepTimes`."""
         seconds = self.decode(batch, cached)[0] if batch else 0.0
         for start, end in chunks:

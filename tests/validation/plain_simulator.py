@@ -1,9 +1,9 @@
 """A slow and obvious continuous-batching simulator: one engine step per loop, lists of requests, blocks by ceil.
 
 Written from vLLM's rules, not from the code it checks. In each step: every decoding sequence gets one token; prompts in
-progress get what is left of the token budget; waiting requests are admitted in order of arrival while budget, places and
-blocks last, and not in a step that preempted someone. A prompt takes the blocks of all its tokens when it is admitted.
-If the decoding sequences lack blocks for their next token, the last admitted request loses its place, returns to the
+progress get what is left of the token budget; waiting requests are admitted in order of arrival while budget, places
+and blocks last, and not in a step that preempted someone. A prompt takes the blocks of all its tokens when admitted. If
+the decoding sequences lack blocks for their next token, the last admitted request loses its place, returns to the
 head of the queue and computes its prompt and the tokens it had produced again. No prefix ids.
 """
 

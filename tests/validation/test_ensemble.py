@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -16,6 +17,16 @@ from servecast.validation.ensemble import interval, member_seeds, resampled, run
 def draw(seed: np.random.SeedSequence) -> tuple[float, int]:
     rng = np.random.default_rng(seed)
     return float(rng.random()), int(rng.integers(0, 1000))
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A callable that cannot be hashed, as every record with an array in it."""
+
+    values: NDArray[np.float64]
+
+    def __call__(self, seed: np.random.SeedSequence) -> float:
+        return float(np.random.default_rng(seed).choice(self.values))
 
 
 def process(seed: np.random.SeedSequence) -> int:
@@ -74,8 +85,12 @@ def test_a_dask_cluster_changes_no_number() -> None:
     seeds = member_seeds(7, 5)
     serial = run_ensemble(draw, seeds, backend="serial")
     assert run_ensemble(draw, seeds, backend="dask", jobs=2) == serial
-    with distributed.Client(n_workers=2, threads_per_worker=1, dashboard_address=None) as client:
+    holder = Holder(values=np.arange(100.0))
+    with distributed.Client(n_workers=2, threads_per_worker=1, dashboard_address=":0") as client:
         assert run_ensemble(draw, seeds, backend="dask") == serial
+        assert run_ensemble(holder, seeds, backend="dask") == [holder(seed) for seed in seeds]
+        with pytest.raises(ValueError, match="seed must be liked"):
+            run_ensemble(fail, seeds, backend="dask")
         workers = set(client.run(os.getpid).values())
         assert set(run_ensemble(process, seeds, backend="dask")) <= workers
 

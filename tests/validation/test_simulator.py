@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,7 +137,9 @@ def test_equals_a_step_by_step_walk_on_any_engine(
 
 
 @settings(max_examples=30)
-@given(seed=st.integers(0, 2**32 - 1), caching=st.booleans(), replicas=st.integers(1, 3), rate_rps=st.floats(1.0, 100.0))
+@given(
+    seed=st.integers(0, 2**32 - 1), caching=st.booleans(), replicas=st.integers(1, 3), rate_rps=st.floats(1.0, 100.0)
+)
 def test_every_request_is_served_once_and_in_order(seed: int, caching: bool, replicas: int, rate_rps: float) -> None:
     trace = _random_trace(seed, 60, rate_rps, 60, 40)
     limits = EngineLimits(
@@ -329,7 +332,7 @@ def test_lockstep_equals_one_engine_where_one_replica_has_all_the_work() -> None
         ({"router": "best"}, "router must be one of round_robin, least_loaded, random, got 'best'"),
     ],
 )
-def test_bad_arguments(change: dict[str, int], message: str) -> None:
+def test_bad_arguments(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         simulate(_trace([0.0], [1], [1]), STEPS, AMPLE, **change)
 
