@@ -30,7 +30,7 @@ Range, and errors inside it against the simulator (median, 95th percentile): doc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -59,6 +59,11 @@ RATE_CLASSES = 8
 """Windows are grouped by rate into at most this many classes."""
 STAYS_PER_WINDOW = 5.0
 TIME_AVERAGE = 0.86
+FEW_FLEETS, FINE_GRID = 4, 96
+"""Up to so many fleets `quantiles` uses the fine grid: calls cost more than points."""
+QUANTILE_GRID, CORRECTIONS = 20, 2
+"""Limits at which `quantiles` evaluates a tail, and how often it adds those found."""
+LEAST_TAIL = 1e-12
 MAX_PREFILL_SHARE = 0.95
 CLUSTER_SHARE = 0.7
 """kappa of the module docstring."""
@@ -168,7 +173,8 @@ def rate_windows(workload: Workload, stay_s: float) -> Windows:
     else:
         window_s, rates = STATIONARY_WINDOW_S, np.full(STATIONARY_WINDOWS, workload.rate_rps)
     order = np.argsort(rates, kind="stable")
-    starts = np.unique(np.linspace(0, len(rates), min(RATE_CLASSES, len(rates)), endpoint=False).astype(np.intp))
+    classes = min(RATE_CLASSES, len(np.unique(rates)))
+    starts = np.unique(np.linspace(0, len(rates), classes, endpoint=False).astype(np.intp))
     counts = np.diff(np.append(starts, len(rates)))
     sums = np.add.reduceat(rates[order], starts)
     return Windows(
@@ -394,6 +400,95 @@ def quantile(fleet: Fleet, metric: str, p: float) -> Floats:
         if np.all(high / low < 1.001):
             break
     return high
+
+
+def quantiles(fleet: Fleet, metric: str, ps: Sequence[float]) -> Floats:
+    """Several percentiles of a metric at once, [fleet, p], in a fraction of the time of `quantile`. [s]
+
+    The tail is evaluated on a grid of limits from the least to beyond the largest percentile asked for and read off in
+    logarithms: for few fleets on a fine grid in one call, for many on a coarse one, to which the values found are added
+    twice. Against `quantile`: TPOT within 0.3 %, TTFT within 3 % in 99 of 100 fleets.
+    """
+    count = len(fleet.utilisation)
+    if metric == "tpot" and not (fleet.outputs.tokens > 1.5).any():
+        return np.full((count, len(ps)), np.nan)
+    wanted = 1.0 - np.asarray(ps, dtype=np.float64)
+    low, high = _reach(fleet, metric, float(wanted.min()))
+    few = count <= FEW_FLEETS
+    steps = np.linspace(0.0, 1.0, FINE_GRID if few else QUANTILE_GRID)
+    limits = low[:, np.newaxis] * (high / low)[:, np.newaxis] ** steps
+    log_limits = np.log(limits)
+    tails = np.minimum.accumulate(np.maximum(_tails(fleet, metric, limits), LEAST_TAIL), axis=1)
+    log_tails = np.log(tails)
+    log_wanted = np.log(wanted)
+    found = _read_off(log_limits, log_tails, log_wanted)
+    for _ in range(0 if few else CORRECTIONS):
+        at = np.log(np.maximum(_tails(fleet, metric, np.exp(found)), LEAST_TAIL))
+        log_limits, log_tails = _with(log_limits, log_tails, found, at)
+        found = _read_off(log_limits, log_tails, log_wanted)
+    return np.asarray(np.exp(found), dtype=np.float64)
+
+
+def _with(log_limits: Floats, log_tails: Floats, found: Floats, at: Floats) -> tuple[Floats, Floats]:
+    """The grid with the points just evaluated, in order."""
+    limits = np.concatenate([log_limits, found], axis=1)
+    order = np.argsort(limits, axis=1, kind="stable")
+    tails = np.take_along_axis(np.concatenate([log_tails, at], axis=1), order, axis=1)
+    return np.take_along_axis(limits, order, axis=1), np.minimum.accumulate(tails, axis=1)
+
+
+def _read_off(log_limits: Floats, log_tails: Floats, log_wanted: Floats) -> Floats:
+    """Where falling tails pass the wanted ones, linear between the grid's points, [fleet, p]."""
+    above = (log_tails[:, :, np.newaxis] > log_wanted).sum(axis=1)
+    right = np.clip(above, 1, log_limits.shape[1] - 1)
+    x0, x1 = (np.take_along_axis(log_limits, at, axis=1) for at in (right - 1, right))
+    y0, y1 = (np.take_along_axis(log_tails, at, axis=1) for at in (right - 1, right))
+    share = np.where(y0 > y1, (y0 - log_wanted) / np.where(y0 > y1, y0 - y1, 1.0), 1.0)
+    return np.asarray(x0 + (x1 - x0) * np.clip(share, 0.0, 1.0), dtype=np.float64)
+
+
+def _reach(fleet: Fleet, metric: str, tail: float) -> tuple[Floats, Floats]:
+    """Limits below and above every percentile up to 1 - `tail` of each fleet. [s]"""
+    deep = -np.log(tail)
+
+    def ends(law: ShiftedGamma, axes: tuple[int, ...]) -> tuple[Floats, Floats]:
+        # a gamma tail of e^-deep lies below shape + sqrt(2 shape deep) + deep scales (Boucheron et al., section 2.4)
+        above = law.shift + law.scale * (law.shape + np.sqrt(2.0 * law.shape * deep) + deep)
+        return law.shift.min(axis=axes), above.max(axis=axes)
+
+    if metric == "tpot":
+        low, high = ends(fleet.pace, (1, 2))
+        return np.maximum(low, 1e-6), np.minimum(high, fleet.longest_step_s.max(axis=1) * 1.01)
+    low, high = ends(fleet.first, (1,))
+    wait = np.maximum(np.log(np.maximum(fleet.slot_p, tail) / tail), 0.0) / fleet.slot_decay
+    least, most = fleet.own_s.min(axis=1), fleet.own_s.max(axis=1)
+    high = high + most + (fleet.backlog_s + wait).max(axis=1)
+    if metric == "e2e":
+        high = high + fleet.outputs.tokens[-1] * fleet.tpot_s.max(axis=1)
+    return np.maximum(least, 1e-6), high
+
+
+def _tails(fleet: Fleet, metric: str, limits: Floats) -> Floats:
+    """P(metric > limit) at several limits of each fleet, [fleet, limit]: one call for few fleets, one a limit for many."""
+    count, points = limits.shape
+    if count * points <= 512:
+        rows = np.repeat(np.arange(count), points)
+        return (1.0 - attainment(_rows_of(fleet, rows), metric, limits.ravel())).reshape(count, points)
+    return np.stack([1.0 - attainment(fleet, metric, limits[:, at]) for at in range(points)], axis=1)
+
+
+def _rows_of(fleet: Fleet, rows: Indices) -> Fleet:
+    """The fleets at `rows`."""
+
+    def law(one: ShiftedGamma) -> ShiftedGamma:
+        return ShiftedGamma(shift=one.shift[rows], shape=one.shape[rows], scale=one.scale[rows], atom=one.atom[rows])
+
+    arrays = {
+        field.name: getattr(fleet, field.name)[rows]
+        for field in fields(fleet)
+        if field.name not in ("inputs", "outputs", "first", "pace")
+    }
+    return replace(fleet, first=law(fleet.first), pace=law(fleet.pace), **arrays)
 
 
 def joint_attainment(fleet: Fleet, slos: Sequence[Slo]) -> Floats:

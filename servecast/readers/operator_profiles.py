@@ -61,6 +61,8 @@ def read_runs(folder: Path) -> list[ProfiledRun]:
 def read_truth(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
     """Stamps and latencies by run and request; runs whose truth is not here are absent."""
     found: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
+    if not any((folder / name).exists() for name in ("requests_truth.csv", "requests_truth.csv.gz")):
+        return {}
     for row in _rows(folder, "requests_truth.csv"):
         found[row["run"]][row["request_id"]] = {
             name: float(value) for name, value in row.items() if name not in ("run", "request_id") and value
@@ -89,9 +91,10 @@ def operator_tables(folder: Path, gpu: str, model: str, tp: int) -> OperatorTabl
     """
     key = (gpu, model, tp)
     dense, sequences = _curves(folder, "dense", "tokens"), _curves(folder, "per_sequence", "sequences")
-    if key not in dense or key not in sequences:
+    attended = _attention(folder)
+    if key not in dense or key not in sequences or key not in attended:
         raise ValueError(f"{folder}: no operator profile of {model} on {gpu} at tp {tp}")
-    axes, attention = _attention(folder)[key]
+    axes, attention = attended[key]
     return OperatorTables(
         dense=dense[key],
         per_sequence=sequences[key],

@@ -23,6 +23,7 @@ from servecast.model.attainment import (
     joint_attainment,
     out_of_range,
     quantile,
+    quantiles,
     rate_windows,
     slowed_systems,
     solve_systems,
@@ -358,6 +359,16 @@ def test_quantile_is_the_inverse_of_attainment(system: int, replicas: float, met
     at = float(quantile(fleet, metric, p)[0])
     assert met(fleet, metric, at)[0] >= p
     assert met(fleet, metric, at / 1.0011)[0] <= p
+
+
+@pytest.mark.parametrize("count", [1, 40])
+@pytest.mark.parametrize("metric", ["ttft", "tpot", "e2e"])
+def test_many_percentiles_at_once_are_those_one_by_one(metric: str, count: int) -> None:
+    """Rule: the fast reading of five percentiles against bisection, few fleets and many."""
+    fleet = Sample.fleets(2, np.linspace(0.35, 3.0, count))
+    ps = (0.5, 0.9, 0.95, 0.99, 0.999)
+    expected = np.stack([quantile(fleet, metric, p) for p in ps], axis=1)
+    np.testing.assert_allclose(quantiles(fleet, metric, ps), expected, rtol=0.03)
 
 
 def test_fleets_together_are_the_fleets_alone() -> None:

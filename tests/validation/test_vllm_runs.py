@@ -87,7 +87,6 @@ def test_a_missing_file_is_named_in_one_line(name: str, tmp_path: Path, data_pat
     assert str(caught.value).count("\n") == 0
 
 
-@pytest.mark.xfail(raises=FileNotFoundError, reason="read_truth asks for the file; the summary may be absent")
 def test_no_truth_file_at_all(tmp_path: Path, data_path: Callable[..., Path]) -> None:
     _copied(data_path(FOLDER), tmp_path, without="requests_truth.csv")
     scores = score_runs(tmp_path)
