@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from servecast.calibration.fits.arrivals import arrival_summary, fit_arrivals
 from servecast.calibration.profile import SHIPPED, load_profile
 from servecast.model.slo import Slo
 from servecast.model.workload import Trace
@@ -56,6 +57,7 @@ def confirm(
     -----
     Where no candidate holds within its limits, the closed form's plan stays, and a warning says what the simulator saw.
     """
+    answer = replace(answer, arrival_model=arrival_summary(fit_arrivals(trace.t_s)))
     first = answer.plan.plan
     if first is None:
         return answer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,8 @@ class Answer:
     rate_scale: float = 1.0
     simulated: Confirmation | None = None
     """None where no trace was replayed."""
+    arrival_model: Mapping[str, Any] | None = None
+    """Which arrival process describes the trace, and why; None where the load was stated."""
 
 
 def plan(
@@ -188,6 +190,7 @@ def result_document(answer: Answer) -> dict[str, Any]:
             "peak_to_mean": [{"window_s": window, "ratio": value} for window, value in arrivals.peak_to_mean],
             "mean_input_tokens": request.workload.mean_in,
             "mean_output_tokens": request.workload.mean_out,
+            "arrival_model": answer.arrival_model,
         },
         "slo": [{"name": slo.name, "limit_s": slo.limit_s} for slo in request.slos],
         "simulated": _simulated(answer),

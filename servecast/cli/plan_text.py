@@ -42,6 +42,7 @@ def plan_text(answer: Answer) -> str:
         f"  headroom   {chosen.headroom:.0%} more load to saturation (utilisation {chosen.utilisation:.0%})",
         f"  binds      {answer.plan.binds}",
         f"  profile    {answer.profile}; brackets are 90 % intervals",
+        *_arrivals(answer),
         *_simulated(answer.simulated),
         "",
         "  alternatives                      USD/h    TTFT p99    TPOT p99   attained",
@@ -49,6 +50,12 @@ def plan_text(answer: Answer) -> str:
     lines += [_row(one) for one in answer.plan.alternatives]
     lines += [f"warning: {warning}" for warning in answer.plan.warnings]
     return "\n".join(lines)
+
+
+def _arrivals(answer: Answer) -> list[str]:
+    """The arrival model and why, where a trace was fitted."""
+    found = answer.arrival_model
+    return [] if found is None else [f"  arrivals   {found['reason']}"]
 
 
 def _simulated(found: Confirmation | None) -> list[str]:
