@@ -209,6 +209,48 @@ def simulating(name: str, path: Path) -> list[Figure]:
     ]
 
 
+def percentiles() -> list[Figure]:
+    """p50 to p99.9 of TTFT and TPOT from the closed form: one candidate, and 10,000 at once."""
+    import servecast
+    from servecast.calibration.profile import SHIPPED, load_profile
+    from servecast.model.attainment import fleets, quantiles, rate_windows, solve_systems
+    from servecast.model.deployment import Deployment
+    from servecast.model.service import service_curves
+    from servecast.model.workload import LognormalLength
+
+    workload = servecast.workload_from_parameters(
+        10.0, n_in=LognormalLength(mean=1155.0, cv=0.96), n_out=LognormalLength(mean=211.0, cv=0.8)
+    )
+    llm = servecast.llm(MODEL)
+    made = [
+        Deployment(llm=llm, gpu=servecast.gpu(gpu), trunk_format="bf16", expert_format="bf16", kv_format="bf16", tp=tp)
+        for gpu in PRICES
+        for tp in (2, 4, 8)
+    ]
+    curves = service_curves(load_profile(SHIPPED), made, "vllm", workload)
+    pairs = [
+        (at, min(cap, room)) for at, room in enumerate(curves.kv_batch.tolist()) if room for cap in (16, 64, 128, 256)
+    ]
+    deployment, cap = (np.array(column) for column in zip(*pairs, strict=True))
+    systems = solve_systems(curves, deployment, cap, workload, np.ones(len(cap)))
+    windows = rate_windows(workload, 6.0)
+    rng = np.random.default_rng(1)
+    system = rng.integers(0, len(cap), 10_000)
+    replicas = np.ceil(workload.rate_rps / systems.capacity_rps[system] / rng.uniform(0.3, 0.95, 10_000))
+
+    def every(some: slice) -> None:
+        fleet = fleets(systems, windows, system[some], replicas[some])
+        for metric in ("ttft", "tpot"):
+            quantiles(fleet, metric, (0.5, 0.9, 0.95, 0.99, 0.999))
+
+    one = median_seconds(101, lambda: every(slice(0, 1)))
+    many = median_seconds(3, lambda: every(slice(None)))
+    return [
+        Figure(name="TTFT and TPOT p50 to p99.9 of one candidate", value=1e3 * one, unit="ms", bar="<= 1"),
+        Figure(name="the same of 10,000 candidates", value=many, unit="s", bar="<= 1"),
+    ]
+
+
 def predicting() -> list[Figure]:
     """A large table of operating points, as records and as CSV."""
     import servecast
