@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ Indices = NDArray[np.intp]
 
 Z95 = 1.6448536269514722
 """Standard normal quantile of 0.95 (Abramowitz & Stegun, table 26.5)."""
+SCENARIOS = 5
 IDLE = 0.05
 """Mean utilisation below which a plan deserves a word of warning."""
 LOADS = np.array([0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.94, 0.98, 1.03])
@@ -42,18 +44,18 @@ LOADS = np.array([0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.94, 0.98, 1.03])
 
 @dataclass(frozen=True, slots=True)
 class _Scenarios:
-    """The fleets as predicted, and at the ends of what is uncertain about them."""
+    """The fleets as predicted, and at the ends of what is uncertain about them, stacked: one call serves all."""
 
-    middle: Fleet
-    fast: Fleet
-    """Every step at the low end of the step time's 90 % interval: errors on held-out runs, covariance included."""
-    slow: Fleet
-    light: Fleet
-    """The mean rate at the low end of its own 90 % interval."""
-    heavy: Fleet
+    stacked: Fleet
+    """Rows: every fleet as predicted, then all with fast steps, slow steps, a light and a heavy load. The step time's
+    90 % interval is that of errors on held-out runs, covariance of the constants included."""
     step_factor: Floats
-    """slow over middle, step by step. [-]"""
+    """Slow steps over those predicted. [-]"""
     rate_factor: float
+
+    def parts(self, values: NDArray[Any]) -> list[NDArray[Any]]:
+        """`values` of the stacked fleets, by scenario."""
+        return np.split(values, SCENARIOS)
 
 
 def _scenarios(space: Space, system: Indices, replicas: Floats, windows: Windows) -> _Scenarios:
@@ -61,17 +63,13 @@ def _scenarios(space: Space, system: Indices, replicas: Floats, windows: Windows
     rows = systems.deployment[system]
     bands = np.array([error_band(profile, space.deployments[row], "tpot") for row in rows])
     rate = rate_factor(space.request.workload)
-
-    def fleet(factor: Floats, load: float = 1.0) -> Fleet:
-        # the rate of a fleet's windows is common to all: a load k times as high is a fleet of R / k replicas
-        slowed = slowed_systems(systems, system, factor)
-        return fleets(slowed, windows, np.arange(len(system)), replicas / load)
-
     one = np.ones(len(rows))
     slow = np.exp(bands[:, 1])
-    return _Scenarios(
-        fleet(one), fleet(np.exp(bands[:, 0])), fleet(slow), fleet(one, 1.0 / rate), fleet(one, rate), slow, rate
-    )
+    factor = np.concatenate([one, np.exp(bands[:, 0]), slow, one, one])
+    # the rate of a fleet's windows is common to all: a load k times as high is a fleet of R / k replicas
+    count = np.concatenate([replicas, replicas, replicas, replicas * rate, replicas / rate])
+    slowed = slowed_systems(systems, np.tile(system, SCENARIOS), factor)
+    return _Scenarios(fleets(slowed, windows, np.arange(len(factor)), count), slow, rate)
 
 
 def rate_factor(workload: Workload) -> float:
@@ -85,10 +83,8 @@ def rate_factor(workload: Workload) -> float:
 
 def _interval(found: _Scenarios, metric: str, p: float, known: Sequence[bool]) -> list[Prediction]:
     """A percentile with what steps, arrivals and the closed form itself leave open, their logarithms in quadrature."""
-    value, fast, slow, light, heavy = (
-        quantile(one, metric, p) for one in (found.middle, found.fast, found.slow, found.light, found.heavy)
-    )
-    inside = ~out_of_range(found.middle, metric, p)
+    value, fast, slow, light, heavy = found.parts(quantile(found.stacked, metric, p))
+    inside = found.parts(~out_of_range(found.stacked, metric, p))[0]
     form = np.where(inside[:, np.newaxis], FORM_BAND[metric, True], FORM_BAND[metric, False])
     up = np.sqrt(_apart(slow, value) ** 2 + _apart(heavy, value) ** 2 + form[:, 1] ** 2)
     down = np.sqrt(_apart(value, fast) ** 2 + _apart(value, light) ** 2 + form[:, 0] ** 2)
@@ -106,18 +102,17 @@ def _apart(high: Floats, low: Floats) -> Floats:
 
 def candidates_of(space: Space, system: Indices, replicas: NDArray[np.int64]) -> list[Candidate]:
     found = _scenarios(space, system, replicas.astype(np.float64), space.windows)
-    middle = found.middle
     cost = fleet_cost(space, system, replicas)
     request, profile = space.request, space.profile
     ones = [space.deployments[row] for row in space.systems.deployment[system]]
     known = ["gpu" not in novelties(profile, one) for one in ones]
-    worst = [joint_attainment(fleet, request.slos) for fleet in (found.slow, found.heavy)]
-    best = [joint_attainment(fleet, request.slos) for fleet in (found.fast, found.light)]
-    met = [joint_attainment(middle, request.slos), np.minimum(*worst), np.maximum(*best)]
+    value, fast, slow, light, heavy = found.parts(joint_attainment(found.stacked, request.slos))
+    met = [value, np.minimum(slow, heavy), np.maximum(fast, light)]
+    utilisation, running = (found.parts(of)[0] for of in (found.stacked.utilisation, found.stacked.running))
     ttft50, ttft99 = _interval(found, "ttft", 0.5, known), _interval(found, "ttft", 0.99, known)
     tpot50, tpot99 = _interval(found, "tpot", 0.5, known), _interval(found, "tpot", 0.99, known)
     # steps and arrivals at their upper ends: independent, so their logarithms add in quadrature
-    upper = np.exp(np.hypot(np.log(found.step_factor), np.log(found.rate_factor))) * middle.utilisation
+    upper = np.exp(np.hypot(np.log(found.step_factor), np.log(found.rate_factor))) * utilisation
     return [
         Candidate(
             gpu=one.gpu.name,
@@ -139,10 +134,10 @@ def candidates_of(space: Space, system: Indices, replicas: NDArray[np.int64]) ->
                 hi=float(max(met[0][i], met[2][i])),
                 calibrated=known[i],
             ),
-            utilisation=float(middle.utilisation[i]),
+            utilisation=float(utilisation[i]),
             utilisation_hi=float(upper[i]),
-            headroom=float(1.0 / middle.utilisation[i] - 1.0),
-            running_mean=float(middle.running[i]),
+            headroom=float(1.0 / utilisation[i] - 1.0),
+            running_mean=float(running[i]),
             calibrated=known[i],
         )
         for i, one in enumerate(ones)
@@ -255,11 +250,8 @@ def load_curve_of(space: Space, system: int, replicas: int) -> tuple[LoadPoint, 
     found = _scenarios(space, ones, count, windows)
     known = [True] * len(rates)
 
-    def attained(*which: Fleet) -> list[Floats]:
-        return [joint_attainment(fleet, space.request.slos) for fleet in which]
-
-    middle = attained(found.middle)[0]
-    low, high = np.minimum(*attained(found.slow, found.heavy)), np.maximum(*attained(found.fast, found.light))
+    middle, fast, slow, light, heavy = found.parts(joint_attainment(found.stacked, space.request.slos))
+    low, high = np.minimum(slow, heavy), np.maximum(fast, light)
     shares = [
         Prediction(value=value, lo=lo, hi=hi)
         for value, lo, hi in zip(middle.tolist(), low.tolist(), high.tolist(), strict=True)
