@@ -12,7 +12,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -26,7 +26,7 @@ from servecast.model.attainment import fleets, out_of_range, quantile, rate_wind
 from servecast.model.batch_steps import tabulated_steps
 from servecast.model.deployment import Deployment
 from servecast.model.memory import MEMORY_RULES, memory_budget
-from servecast.model.service import service_curves
+from servecast.model.service import ServiceCurves, service_curves
 from servecast.model.workload import LognormalLength, Trace
 from servecast.readers.catalogues import gpu, llm
 from servecast.validation.metrics import latencies, percentile
@@ -148,9 +148,19 @@ class GridScore:
     in_range: bool
 
 
-def score_point(point: GridPoint, *, requests: int = REQUESTS, seeds: Sequence[int] = SEEDS) -> list[GridScore]:
-    """The five percentiles of one point by both executors."""
-    mix, profile = MIXES[point.mix], load_profile(SHIPPED)
+@dataclass(frozen=True, slots=True)
+class _Scene:
+    """A point resolved: what both executors are given."""
+
+    mix: Mix
+    deployment: Deployment
+    curves: ServiceCurves
+    cap: int
+    rate_rps: float
+
+
+def _scene(point: GridPoint) -> _Scene:
+    mix = MIXES[point.mix]
     n_in, n_out = mix.laws
     deployment = Deployment(
         llm=llm(point.model),
@@ -160,17 +170,21 @@ def score_point(point: GridPoint, *, requests: int = REQUESTS, seeds: Sequence[i
         kv_format="bf16",
         tp=point.tp,
     )
-    curves = service_curves(
-        profile, [deployment], "vllm", workload_from_parameters(1.0, n_in=n_in, n_out=n_out), max_batch=mix.cap
-    )
+    workload = workload_from_parameters(1.0, n_in=n_in, n_out=n_out)
+    curves = service_curves(load_profile(SHIPPED), [deployment], "vllm", workload, max_batch=mix.cap)
     cap = int(min(mix.cap, curves.kv_batch[0]))
-    rate = point.utilisation * float(curves.completion_rps[0, cap - 1])
-    workload = workload_from_parameters(rate, n_in=n_in, n_out=n_out, gap_cv=point.gap_cv)
-    systems = solve_systems(curves, np.array([0]), np.array([cap]), workload, [1])
-    fleet = fleets(systems, rate_windows(workload, 1.0), np.array([0]), [1.0])
+    return _Scene(mix, deployment, curves, cap, point.utilisation * float(curves.completion_rps[0, cap - 1]))
+
+
+def simulate_point(
+    point: GridPoint, *, requests: int = REQUESTS, seeds: Sequence[int] = SEEDS
+) -> dict[tuple[str, float], NDArray[np.float64]]:
+    """The five percentiles by (metric, percentile), simulated; one value a seed. [s]"""
+    scene = _scene(point)
+    mix = scene.mix
     steps = tabulated_steps(
-        profile,
-        deployment,
+        load_profile(SHIPPED),
+        scene.deployment,
         "vllm",
         max_batch=mix.cap,
         longest=mix.max_in + mix.max_out,
@@ -179,17 +193,26 @@ def score_point(point: GridPoint, *, requests: int = REQUESTS, seeds: Sequence[i
     limits = EngineLimits(
         max_num_seqs=mix.cap,
         max_num_batched_tokens=CHUNK_TOKENS,
-        kv_tokens=memory_budget(deployment, MEMORY_RULES["vllm"]).kv_tokens,
+        kv_tokens=memory_budget(scene.deployment, MEMORY_RULES["vllm"]).kv_tokens,
     )
-    runs = [simulate(_trace(mix, rate, point.gap_cv, requests, seed), steps, limits) for seed in seeds]
+    runs = [simulate(_trace(mix, scene.rate_rps, point.gap_cv, requests, seed), steps, limits) for seed in seeds]
+    return {(metric, p): np.array([percentile(_settled(rows, metric), p) for rows in runs]) for metric, p in FIGURES}
+
+
+def score_point(point: GridPoint, *, requests: int = REQUESTS, seeds: Sequence[int] = SEEDS) -> list[GridScore]:
+    """The five percentiles of one point by both executors."""
+    scene = _scene(point)
+    n_in, n_out = scene.mix.laws
+    workload = workload_from_parameters(scene.rate_rps, n_in=n_in, n_out=n_out, gap_cv=point.gap_cv)
+    systems = solve_systems(scene.curves, np.array([0]), np.array([scene.cap]), workload, [1])
+    fleet = fleets(systems, rate_windows(workload, 1.0), np.array([0]), [1.0])
     scores = []
-    for metric, p in FIGURES:
-        seen = np.array([percentile(_settled(rows, metric), p) for rows in runs])
+    for (metric, p), seen in simulate_point(point, requests=requests, seeds=seeds).items():
         predicted = float(quantile(fleet, metric, p / 100.0)[0])
         scores.append(
             GridScore(
                 **asdict(point),
-                cap=cap,
+                cap=scene.cap,
                 metric=metric,
                 percentile=p,
                 simulated_s=float(seen.mean()),
@@ -217,11 +240,30 @@ def _settled(rows: RequestRows, metric: str) -> NDArray[np.float64]:
     return values[len(values) // WARM_UP :]
 
 
-def score_grid(points: Iterable[GridPoint], *, jobs: int = -1) -> list[GridScore]:
-    """Every point, in processes."""
+def score_grid(
+    points: Iterable[GridPoint], *, jobs: int = -1, progress: Callable[[int, int], None] | None = None
+) -> list[GridScore]:
+    """Every point, in processes; `progress` is called with (points done, points)."""
     from joblib import Parallel, delayed
 
-    return [one for rows in Parallel(n_jobs=jobs)(delayed(score_point)(point) for point in points) for one in rows]
+    every = list(points)
+    scores: list[GridScore] = []
+    for done, rows in enumerate(
+        Parallel(n_jobs=jobs, return_as="generator")(delayed(score_point)(point) for point in every), start=1
+    ):
+        scores += rows
+        if progress is not None:
+            progress(done, len(every))
+    return scores
+
+
+def spaced(points: Sequence[GridPoint], count: int) -> tuple[GridPoint, ...]:
+    """`count` points evenly through a grid, or all where it has no more."""
+    if count < 1:
+        raise ValueError(f"points must be >= 1, got {count}")
+    if count >= len(points):
+        return tuple(points)
+    return tuple(points[number * len(points) // count] for number in range(count))
 
 
 def markdown(scores: Sequence[GridScore]) -> str:
@@ -252,15 +294,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line of the module."""
     parser = argparse.ArgumentParser(prog="python -m servecast.validation.attainment_grid", description=__doc__)
     parser.add_argument("--grid", choices=tuple(GRIDS), help="one grid instead of both")
+    parser.add_argument("--points", type=int, help="so many of each grid, evenly through it, instead of all")
     parser.add_argument("--out", type=Path, help="write every row to this CSV file")
     parser.add_argument("--json", action="store_true", help="rows as JSON instead of a table")
     given = parser.parse_args(arguments)
     chosen = GRIDS if given.grid is None else {given.grid: GRIDS[given.grid]}
-    scores = score_grid(point for points in chosen.values() for point in points)
+    try:
+        points = [
+            one for grid in chosen.values() for one in spaced(grid, len(grid) if given.points is None else given.points)
+        ]
+    except ValueError as fault:
+        parser.error(str(fault))
+    scores = score_grid(points, progress=_tick if sys.stderr.isatty() else None)
     if given.out is not None:
         given.out.write_text(csv_text(scores), encoding="utf-8")
     print(json.dumps([asdict(one) for one in scores], indent=1) if given.json else markdown(scores))
     return 0
+
+
+def _tick(done: int, count: int) -> None:
+    print(f"\r{done} of {count} points", end="\n" if done == count else "", file=sys.stderr, flush=True)
 
 
 def csv_text(scores: Sequence[GridScore]) -> str:
