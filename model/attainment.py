@@ -20,7 +20,7 @@ The state queue is widened by
 
 since a prompt stops all decodes while it is computed: on the decodes' own clock arrivals come in busy periods of the
 prompt queue, whose size has E[N^2] / E[N] = A. g = E[min(m, m')] / E[m] is what a batch of arrivals leaves of its
-variance in an infinite-server queue; kappa = 0.7 of the clustering is seen by arrivals (chosen on half of the points of
+variance in an infinite-server queue; kappa = 0.7 of the clustering is seen by arrivals (chosen on the grid `chosen` of
 docs/mechanisms/slo_attainment.md). The tail of the slot wait decays as that of G/G/c with (I + c_m^2) / 2.
 
 Range, and errors inside it against the simulator (median, 95th percentile): docs/mechanisms/slo_attainment.md;

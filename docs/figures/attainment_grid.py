@@ -82,7 +82,7 @@ def main() -> None:
         mine = [one for one in found if (one["metric"], one["percentile"]) == (metric, p)]
         marks += frame(panel, f"{metric.upper()} p{p}", low, high, ticks)
         marks.append(rings(panel, [one for one in mine if one["in_range"] == "False"]))
-        for grid, colour in (("chosen", BLUE), ("held-out", ORANGE)):
+        for grid, colour in (("chosen", BLUE), ("second", ORANGE)):
             inside = [one for one in mine if one["grid"] == grid and one["in_range"] == "True"]
             marks.append(panel.dots(*values(inside), colour, size=3.4))
     marks += legend(652, 400)

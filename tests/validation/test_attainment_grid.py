@@ -53,7 +53,7 @@ def flags(point: GridPoint) -> dict[tuple[str, float], bool]:
 
 def test_grids_share_nothing() -> None:
     """Hand: 3 mixes x 2 models x 4 cvs x 8 loads, and 3 x 2 x 6 x 7; no mix and no pair of model and GPU in both."""
-    chosen, held_out = GRIDS["chosen"], GRIDS["held-out"]
+    chosen, held_out = GRIDS["chosen"], GRIDS["second"]
     assert (len(set(chosen)), len(set(held_out))) == (192, 252)
     assert not {one.mix for one in chosen} & {one.mix for one in held_out}
     assert not {(one.model, one.gpu) for one in chosen} & {(one.model, one.gpu) for one in held_out}
@@ -156,14 +156,14 @@ def test_the_command_scores_some_points(capsys: pytest.CaptureFixture[str], monk
 
     monkeypatch.setattr("servecast.validation.attainment_grid.score_grid", scored)
     assert main(["--points", "2", "--json"]) == 0
-    assert asked == [*spaced(GRIDS["chosen"], 2), *spaced(GRIDS["held-out"], 2)]
+    assert asked == [*spaced(GRIDS["chosen"], 2), *spaced(GRIDS["second"], 2)]
     assert [one["error"] for one in json.loads(capsys.readouterr().out)] == [0.01]
 
 
 @pytest.mark.slow
 def test_bars_of_the_held_out_grid() -> None:
     """Bars: of all percentiles in range, the median |error| is at most 5 %, the 95th percentile at most 15 %."""
-    errors = [abs(one.error) for one in score_grid(GRIDS["held-out"]) if one.in_range]
+    errors = [abs(one.error) for one in score_grid(GRIDS["second"]) if one.in_range]
     assert len(errors) >= 300
     assert float(np.median(errors)) <= 0.05
     assert float(np.percentile(errors, 95.0)) <= 0.15
