@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 
-from drawing import BLUE, FAINT, GREY, HERE, ORANGE, LogPanel, box, line, save, text
+from drawing import BLUE, FAINT, GREEN, GREY, HERE, ORANGE, LogPanel, box, line, save, text
 
 TTFT_TICKS = ((0.1, "100 ms"), (1.0, "1 s"), (10.0, "10 s"), (100.0, "100 s"))
 TPOT_TICKS = ((0.01, "10 ms"), (0.03, "30 ms"), (0.1, "100 ms"), (0.3, "300 ms"))
@@ -58,7 +58,8 @@ def legend(x: float, y: float) -> list[str]:
     """What the marks mean, one below the other."""
     entries = (
         ("in range, constants chosen on them", BLUE),
-        ("in range, held out", ORANGE),
+        ("in range, second grid", ORANGE),
+        ("in range, fresh grid", GREEN),
     )
     marks: list[str] = []
     for number, (words, colour) in enumerate(entries):
@@ -82,7 +83,7 @@ def main() -> None:
         mine = [one for one in found if (one["metric"], one["percentile"]) == (metric, p)]
         marks += frame(panel, f"{metric.upper()} p{p}", low, high, ticks)
         marks.append(rings(panel, [one for one in mine if one["in_range"] == "False"]))
-        for grid, colour in (("chosen", BLUE), ("second", ORANGE)):
+        for grid, colour in (("chosen", BLUE), ("second", ORANGE), ("fresh", GREEN)):
             inside = [one for one in mine if one["grid"] == grid and one["in_range"] == "True"]
             marks.append(panel.dots(*values(inside), colour, size=3.4))
     marks += legend(652, 400)

@@ -156,14 +156,15 @@ def test_the_command_scores_some_points(capsys: pytest.CaptureFixture[str], monk
 
     monkeypatch.setattr("servecast.validation.attainment_grid.score_grid", scored)
     assert main(["--points", "2", "--json"]) == 0
-    assert asked == [*spaced(GRIDS["chosen"], 2), *spaced(GRIDS["second"], 2)]
+    assert asked == [*spaced(GRIDS["chosen"], 2), *spaced(GRIDS["second"], 2), *spaced(GRIDS["fresh"], 2)]
     assert [one["error"] for one in json.loads(capsys.readouterr().out)] == [0.01]
 
 
 @pytest.mark.slow
-def test_bars_of_the_held_out_grid() -> None:
+@pytest.mark.parametrize("grid", ["second", "fresh"])
+def test_bars_of_the_other_grids(grid: str) -> None:
     """Bars: of all percentiles in range, the median |error| is at most 5 %, the 95th percentile at most 15 %."""
-    errors = [abs(one.error) for one in score_grid(GRIDS["second"]) if one.in_range]
+    errors = [abs(one.error) for one in score_grid(GRIDS[grid]) if one.in_range]
     assert len(errors) >= 300
     assert float(np.median(errors)) <= 0.05
     assert float(np.percentile(errors, 95.0)) <= 0.15
