@@ -175,31 +175,37 @@ def spread_quantised(t_s: ArrayLike, quantum: float) -> NDArray[np.float64]:
     return spread
 
 
+def settled_stamps(t_s: ArrayLike) -> tuple[NDArray[np.float64], str]:
+    """Stamps as a service sees them: those on a grid, with more than 20 % zero gaps, spread over it; and a word on it.
+
+    The word is empty where nothing was changed, and says so where many gaps are zero on no grid.
+    """
+    t = np.asarray(t_s, dtype=np.float64)
+    zero = float(np.mean(np.diff(t) == 0.0)) if t.size > 1 else 0.0
+    if zero <= ZERO_GAP_LIMIT:
+        return t, ""
+    # requests that all come at once have no grid
+    quantum = grid_quantum(t) if t[-1] > t[0] else 0.0
+    if not quantum:
+        return t, f"{zero:.0%} of the gaps are zero, but the stamps lie on no coarse grid: taken as batches"
+    return spread_quantised(t, quantum), (
+        f"{zero:.0%} of the gaps are zero: the stamps are quantised to {quantum:.3g} s and were spread over it; "
+        "burstiness below that scale is an assumption"
+    )
+
+
 def workload_from_trace(trace: Trace) -> Workload:
     """Workload of a recorded trace: its statistics, its joint lengths, and where stationary formulas do not hold.
 
     Stamps on a grid with more than 20 % zero gaps are spread over the grid first; `zero_gap_share` stays as recorded.
     """
     recorded = arrival_statistics(trace.t_s)
-    stamps = trace.t_s
-    if recorded.zero_gap_share <= ZERO_GAP_LIMIT:
-        arrivals, warnings = recorded, range_warnings(recorded)
-    elif quantum := grid_quantum(trace.t_s):
-        spread = arrival_statistics(spread_quantised(trace.t_s, quantum))
-        arrivals = replace(spread, zero_gap_share=recorded.zero_gap_share)
-        stamps = spread_quantised(trace.t_s, quantum)
-        warnings = (
-            f"{recorded.zero_gap_share:.0%} of the gaps are zero: the stamps are quantised to {quantum:.3g} s and were "
-            "spread over it; burstiness below that scale is an assumption",
-            *range_warnings(spread),
-        )
-    else:
-        warnings = (
-            f"{recorded.zero_gap_share:.0%} of the gaps are zero, but the stamps lie on no coarse grid: taken as "
-            "batches",
-            *range_warnings(replace(recorded, zero_gap_share=0.0)),
-        )
-        arrivals = recorded
+    stamps, word = settled_stamps(trace.t_s)
+    seen = recorded if stamps is trace.t_s else arrival_statistics(stamps)
+    # what the word says is not said twice
+    judged = replace(seen, zero_gap_share=0.0) if word else seen
+    warnings = (*((word,) if word else ()), *range_warnings(judged))
+    arrivals = replace(seen, zero_gap_share=recorded.zero_gap_share)
     return Workload(
         name=trace.name,
         arrivals=arrivals,

@@ -289,17 +289,22 @@ def slowed_systems(systems: Systems, system: Indices, factor: Floats) -> Systems
     )
 
 
-def fleets(systems: Systems, windows: Windows, system: Indices, replicas: ArrayLike) -> Fleet:
-    """Fleets of `replicas` of ``systems[system]``, under the windows' load."""
+def fleets(systems: Systems, windows: Windows, system: Indices, replicas: ArrayLike, *, load: ArrayLike = 1.0) -> Fleet:
+    """Fleets of `replicas` of ``systems[system]``, under `load` times the windows' rates.
+
+    Each replica sees the stream thinned to 1 / replicas. A load k times as high is k independent streams of this kind:
+    the index of dispersion stays (:func:`servecast.model.arrivals.scaled`), so it is not the same as R / k replicas.
+    """
     system = np.atleast_1d(system)
     count = np.broadcast_to(np.asarray(replicas, dtype=np.float64), system.shape)
-    capacity = count * systems.capacity_rps[system]
+    # in units of the windows' own rates
+    capacity = count * systems.capacity_rps[system] / np.asarray(load, dtype=np.float64)
     share, backlog = _backlog(windows, capacity)
     repeats = share.shape[1] // len(windows.rate_rps)
     total = np.tile(windows.rate_rps, repeats)
-    rate = total / count[:, np.newaxis]
-    load = total / capacity[:, np.newaxis]
-    at, right = _grid_weights(load)
+    utilisation = total / capacity[:, np.newaxis]
+    rate = utilisation * systems.capacity_rps[system][:, np.newaxis]
+    at, right = _grid_weights(utilisation)
 
     def pick(table: Floats) -> Floats:
         rows = system[:, np.newaxis]
@@ -335,9 +340,9 @@ def fleets(systems: Systems, windows: Windows, system: Indices, replicas: ArrayL
         share=share,
         backlog_s=backlog,
         # above the grid the batch is full and the wait is the backlog's
-        slot_p=np.where(load < 1.0, pick(systems.p_wait), 1.0),
+        slot_p=np.where(utilisation < 1.0, pick(systems.p_wait), 1.0),
         slot_decay=np.maximum(pick(systems.decay_rps), 1e-3 * systems.capacity_rps[system][:, np.newaxis]),
-        idle=_idle(pick(systems.idle), load, backlog),
+        idle=_idle(pick(systems.idle), utilisation, backlog),
         own_s=curves.first_token_s[deployment][:, np.newaxis] + curves.prefill_s[deployment],
         first=shifted_gamma(*first_step(chain, dispersion), least=decode),
         pace=pace,
@@ -545,7 +550,8 @@ def _ttft_tail(fleet: Fleet, limit: Floats) -> Floats:
     met = np.minimum(fleet.slot_p[column] / np.maximum(1.0 - idle, fleet.slot_p[column] + 1e-300), 1.0)
     busy = gamma_and_wait_tail(law, slack, met, fleet.slot_decay[column])
     late = (1.0 - idle) * busy + idle * (slack < 0.0)
-    return np.asarray(late @ fleet.inputs.share, dtype=np.float64)
+    # a sum, not a matrix product: its digits do not depend on which fleets stand beside
+    return np.asarray((late * fleet.inputs.share).sum(axis=-1), dtype=np.float64)
 
 
 def _tpot_tail(fleet: Fleet, limit: Floats) -> Floats:
@@ -555,7 +561,7 @@ def _tpot_tail(fleet: Fleet, limit: Floats) -> Floats:
         return np.zeros(np.broadcast_shapes(limit.shape, fleet.tpot_s.shape))
     share = fleet.outputs.share[several]
     held = np.broadcast_to(limit, np.broadcast_shapes(limit.shape, fleet.tpot_s.shape))
-    late = gamma_tail(fleet.pace, held[:, :, np.newaxis]) @ (share / share.sum())
+    late = (gamma_tail(fleet.pace, held[:, :, np.newaxis]) * (share / share.sum())).sum(axis=-1)
     return np.where(held >= fleet.longest_step_s, 0.0, late)
 
 

@@ -92,13 +92,13 @@ def service_curves(
     at = np.clip(np.searchsorted(grid, batches, side="right") - 1, 0, len(grid) - 2)
     right = (batches - grid[at]) / (grid[at + 1] - grid[at])
     decode_s = decode[:, at] * (1.0 - right) + decode[:, at + 1] * right
-    mean = prefill @ inputs.share
+    mean = (prefill * inputs.share).sum(axis=1)
     return ServiceCurves(
         decode_s=decode_s,
         prefill_s=prefill,
         prefill_mean_s=mean,
-        prefill_m2_s2=(prefill**2) @ inputs.share,
-        prefill_m3_s3=(prefill**3) @ inputs.share,
+        prefill_m2_s2=(prefill**2 * inputs.share).sum(axis=1),
+        prefill_m3_s3=(prefill**3 * inputs.share).sum(axis=1),
         full_chunk_s=chunk,
         completion_rps=batches / (workload.mean_out * decode_s + batches * mean[:, np.newaxis]),
         kv_batch=kv_batch,

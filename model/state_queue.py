@@ -148,7 +148,7 @@ def _solve(
     states = np.arange(occupancy.shape[-1])
     if np.any(unstable):
         occupancy = np.where(unstable[..., None], states == cap[..., None], occupancy)
-    in_service = occupancy @ states
+    in_service = (occupancy * states).sum(axis=-1)  # a matrix product's digits depend on the rows beside
     throughput = np.where(unstable, capacity, lam * accepted / (accepted + refused))
     busy = throughput > 0.0
     wait = np.where(unstable, np.inf, p_wait * (1.0 + _geometric_mean(x, q - 1.0)) / capacity)

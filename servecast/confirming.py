@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from servecast.calibration.fits.arrivals import arrival_summary, fit_arrivals
 from servecast.calibration.profile import SHIPPED, load_profile
 from servecast.model.slo import Slo
 from servecast.model.workload import Trace
-from servecast.planning import Answer, Confirmation, Replay
+from servecast.planning import Answer
 from servecast.simulating import Simulated, simulate_fleet
 from servecast.solvers.capacity import resized
-from servecast.solvers.results import Candidate
+from servecast.solvers.capacity_outcome import risk_warning
+from servecast.solvers.results import Candidate, Confirmation, Replay
 from servecast.validation.metrics import latencies, percentile
 from servecast.validation.simulator import Router
 
@@ -56,8 +56,9 @@ def confirm(
     Notes
     -----
     Where no candidate holds within its limits, the closed form's plan stays, and a warning says what the simulator saw.
+    A `rate_scale` of the answer plays the trace that many times as fast; the closed form takes so many independent
+    services of its kind instead, which is burstier at the scale of a minute.
     """
-    answer = replace(answer, arrival_model=arrival_summary(fit_arrivals(trace.t_s)))
     first = answer.plan.plan
     if first is None:
         return answer
@@ -90,19 +91,24 @@ def confirm(
 
 
 def _answered(answer: Answer, chosen: Candidate, found: Confirmation, profile: str) -> Answer:
-    first = answer.plan.plan
-    plan, warnings = chosen, list(answer.plan.warnings)
-    tried = (first, *answer.plan.alternatives) if first else ()
-    if chosen not in tried or found.plan.replicas != chosen.replicas:
-        plan = resized(load_profile(profile), answer.request, chosen, found.plan.replicas)
-    binds, alternatives = answer.plan.binds, answer.plan.alternatives
+    first, named = answer.plan.plan, answer.plan
+    if first is not None and (chosen != first or found.plan.replicas != first.replicas):
+        # curve, warnings and binding limit are those of one fleet: the one that is named now
+        other = resized(
+            load_profile(profile), answer.request, chosen, found.plan.replicas, load_curve=bool(named.load_curve)
+        )
+        named = replace(named, plan=other.plan, binds=other.binds, load_curve=other.load_curve, warnings=other.warnings)
+    plan, warnings, binds, alternatives = named.plan, list(named.warnings), named.binds, named.alternatives
+    if first is None or plan is None:
+        return answer
+    warnings += [one for one in risk_warning(plan, alternatives, answer.request.slos) if one not in warnings]
     if not found.plan.holds:
         warnings.append(
             f"the simulator does not confirm {found.plan.name}: {found.plan.missed}; no candidate replayed holds"
         )
     elif found.one_fewer is not None:
         binds = f"{found.one_fewer.missed} with {found.one_fewer.replicas} replicas, replayed on the trace"
-    if first is not None and (plan.name, plan.max_num_seqs) != (first.name, first.max_num_seqs):
+    if (plan.name, plan.max_num_seqs) != (first.name, first.max_num_seqs):
         warnings.append(
             f"the closed form alone would name {first.name} with batch limit {first.max_num_seqs}; the simulator names "
             f"{plan.name} with {plan.max_num_seqs}"
@@ -110,7 +116,7 @@ def _answered(answer: Answer, chosen: Candidate, found: Confirmation, profile: s
         alternatives = (first, *(one for one in alternatives if one.name != plan.name))
     return replace(
         answer,
-        plan=replace(answer.plan, plan=plan, binds=binds, alternatives=alternatives, warnings=tuple(warnings)),
+        plan=replace(named, binds=binds, alternatives=alternatives, warnings=tuple(warnings)),
         simulated=found,
     )
 

@@ -23,12 +23,12 @@ from servecast.calibration.profile import SHIPPED, load_profile
 from servecast.model.arrivals import RATE_WINDOWS_S, scaled, workload_from_trace
 from servecast.model.deployment import Deployment
 from servecast.model.forecast import Profile
-from servecast.model.formats import resolve_formats
 from servecast.model.hardware import Offer
 from servecast.model.llm import Llm
 from servecast.model.slo import Slo
 from servecast.model.state_queue import interpolate_idc
 from servecast.model.workload import Trace, Workload
+from servecast.readers.deployments import serving_formats
 from servecast.solvers.capacity_space import DEFAULT_CAPS, DEFAULT_TP, CapacityRequest, split_deployments
 from servecast.solvers.fleet import FleetPlan, FleetProblem, ReplicaType, Status, explained, solve_fleet
 from servecast.solvers.replica_rates import MixForecast, mix_forecast, replica_rates
@@ -312,19 +312,8 @@ def _request(
     tp: Sequence[int],
     caps: Sequence[int],
 ) -> CapacityRequest:
-    if kv_precision not in {"auto", "bf16", "fp16", "fp8"}:
-        raise ValueError(f"kv_precision must be auto, bf16 or fp8, got {kv_precision!r}")
-
     def formats(compute_capability: int | None) -> tuple[str, str, str]:
-        trunk, experts, cache = resolve_formats(
-            llm.native_format,
-            llm.expert_format,
-            precision,
-            engine,
-            quantised_cache=llm.name.startswith("nvidia/"),
-            compute_capability=compute_capability,
-        )
-        return trunk, experts, {"auto": cache, "fp16": "bf16"}.get(kv_precision, kv_precision)
+        return serving_formats(llm, engine, precision, kv_precision, compute_capability=compute_capability)
 
     trunk, experts, cache = formats(None)
     return CapacityRequest(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from servecast.calibration.profile import SHIPPED, load_profile
@@ -16,55 +16,16 @@ from servecast.model.llm import Llm
 from servecast.model.memory import MEMORY_RULES, memory_budget
 from servecast.model.prediction import Prediction
 from servecast.model.slo import Slo
-from servecast.model.workload import Workload
+from servecast.model.workload import Trace, Workload
 from servecast.policies.table import PolicyTable, from_dict
 from servecast.readers.deployments import serving_formats
 from servecast.solvers.capacity import DEFAULT_CAPS, DEFAULT_PP, DEFAULT_TP, CapacityRequest, plan_capacity
-from servecast.solvers.results import Candidate, CapacityPlan
+from servecast.solvers.results import Candidate, CapacityPlan, Confirmation, Replay
 
 RESULT_SCHEMA = "servecast.plan-result/1"
 """Name and major version of the JSON that a plan is printed as."""
 CONTEXT_STEP = 256
 """Context limits are rounded up to a multiple of this. [tokens]"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replay:
-    """One fleet in the simulator, on the trace itself."""
-
-    name: str
-    replicas: int
-    usd_per_hour: float
-    ttft_p50_s: float
-    ttft_p99_s: float
-    tpot_p50_s: float
-    tpot_p99_s: float
-    attainment: dict[str, float]
-    """Share of requests within each limit, by its name. [-]"""
-    slo_attainment: float
-    """Share within all limits. [-]"""
-    refused: int
-    preemptions: int
-    holds: bool
-    """Every limit's percentile is met."""
-    missed: str
-    """The limit missed by most, with what was reached; empty where all hold."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Confirmation:
-    """What the simulator says of the best few candidates; the last word on the plan."""
-
-    router: str
-    seed: int
-    plan: Replay
-    """The fleet that the answer now names."""
-    one_fewer: Replay | None
-    """The same with one replica less; None where there is one replica alone."""
-    closed_form: str
-    """Name of the fleet that the closed form alone would have named."""
-    others: tuple[Replay, ...]
-    """Smallest fleets of the other candidates replayed, or their largest where none holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +113,13 @@ def plan(
         kv_precision=kv_precision,
         rate_scale=rate_scale,
     )
+
+
+def with_arrivals(answer: Answer, trace: Trace) -> Answer:
+    """The answer with the arrival process that describes its trace, and why."""
+    from servecast.calibration.fits.arrivals import arrival_summary, fit_arrivals
+
+    return replace(answer, arrival_model=arrival_summary(fit_arrivals(trace.t_s)))
 
 
 def result_document(answer: Answer) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,14 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from servecast.calibration.profile import SHIPPED, load_profile
-from servecast.model.arrivals import (
-    ZERO_GAP_LIMIT,
-    grid_quantum,
-    scaled,
-    spread_quantised,
-    window_rates,
-    workload_from_trace,
-)
+from servecast.model.arrivals import scaled, settled_stamps, window_rates, workload_from_trace
 from servecast.model.attainment import (
     Fleet,
     Systems,
@@ -61,8 +54,6 @@ FEWEST_WINDOWS = 3
 FORECAST_SPAN_S = 1800.0
 """Windows this near to each other vary by chance; a quantile forecast takes them together. [s]"""
 FIRST_TRY = 8
-RATE_STEP = 1.1
-"""Rates within this factor are evaluated together, the dispersion of all thinned as that of the lowest."""
 STAYS_PER_WINDOW = 5.0
 
 
@@ -154,7 +145,7 @@ def plan_schedule(
     )
     if answer.plan.plan is None:
         raise ValueError(f"no schedule meets the request: {answer.plan.binds}")
-    stamps = _stamps(trace, workload)
+    stamps = settled_stamps(trace.t_s)[0]
     rates = window_rates(stamps, window_s) * rate_scale
     planned = _forecast(rates, window_s, forecast)
     idc = within_window_idc(stamps, window_s)
@@ -332,39 +323,26 @@ class _Replica:
         return high
 
     def _meets(self, systems: Systems, rates: Floats, counts: Counts, slos: Sequence[Slo]) -> NDArray[np.bool_]:
-        good = np.ones(len(rates), dtype=bool)
-        for near, fleet in self._fleets(systems, rates, counts):
-            for slo in slos:
-                good[near] &= attainment(fleet, slo.metric, slo.limit_s) >= slo.percentile / 100.0
+        fleet, good = self._fleets(systems, rates, counts), np.ones(len(rates), dtype=bool)
+        for slo in slos:
+            good &= attainment(fleet, slo.metric, slo.limit_s) >= slo.percentile / 100.0
         return good
 
     def share_within(self, systems: Systems, rate: float, count: int, slo: Slo) -> float:
         """Attainment of one limit by a fleet of `count` at `rate`."""
-        ((_, fleet),) = self._fleets(systems, np.array([rate]), np.array([count]))
+        fleet = self._fleets(systems, np.array([rate]), np.array([count]))
         return float(attainment(fleet, slo.metric, slo.limit_s)[0])
 
-    def _fleets(self, systems: Systems, rates: Floats, counts: Counts) -> Iterator[tuple[NDArray[np.intp], Fleet]]:
-        """Fleets of `counts` at `rates`, each in a single window of its own rate; several at a time, with their places.
-
-        One call has one rate: k times as high a load on R replicas is its load on R / k. That would also thin the
-        dispersion to k / R instead of 1 / R, so only rates near to each other go together.
-        """
-        step = np.floor(np.log(rates / rates.min()) / np.log(RATE_STEP))
-        for one in np.unique(step):
-            near = np.flatnonzero(step == one)
-            lowest = float(rates[near].min())
-            windows = rate_windows(replace(self.workload, windows=((self.window_s, np.array([lowest])),)), 0.0)
-            yield (
-                near,
-                fleets(systems, windows, (counts[near] - 1).astype(np.intp), counts[near] * lowest / rates[near]),
-            )
+    def _fleets(self, systems: Systems, rates: Floats, counts: Counts) -> Fleet:
+        """Fleets of `counts`, each in a single window of its own rate."""
+        one = rate_windows(replace(self.workload, windows=((self.window_s, np.ones(1)),)), 0.0)
+        return fleets(systems, one, (counts - 1).astype(np.intp), counts, load=rates)
 
     def attained(self, rates: Floats, replicas: Counts, slos: Sequence[Slo]) -> float:
         """Share of all requests that meet every limit, the windows weighted by their requests. [-]"""
         busy = rates > 0.0
-        met = np.empty(int(busy.sum()))
-        for near, fleet in self._fleets(self.systems(int(replicas.max())), rates[busy], replicas[busy]):
-            met[near] = joint_attainment(fleet, slos)
+        fleet = self._fleets(self.systems(int(replicas.max())), rates[busy], replicas[busy])
+        met = joint_attainment(fleet, slos)
         return float(met @ rates[busy] / rates[busy].sum())
 
 
@@ -495,14 +473,6 @@ def _check(
     known = forecast == "known" if isinstance(forecast, str) else 0.0 < forecast < 1.0
     if not known:
         raise ValueError(f"forecast must be known or a quantile between 0 and 1, got {forecast!r}")
-
-
-def _stamps(trace: Trace, workload: Workload) -> Floats:
-    """Arrivals; those that were rounded to a grid are spread over it, as for a plan."""
-    if workload.arrivals.zero_gap_share <= ZERO_GAP_LIMIT:
-        return trace.t_s
-    quantum = grid_quantum(trace.t_s)
-    return spread_quantised(trace.t_s, quantum) if quantum else trace.t_s
 
 
 def _forecast(rates: Floats, window_s: float, forecast: str | float) -> Floats:

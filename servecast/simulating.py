@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from servecast.calibration.profile import SHIPPED, load_profile
-from servecast.model.arrivals import ZERO_GAP_LIMIT, grid_quantum, spread_quantised
+from servecast.model.arrivals import settled_stamps
 from servecast.model.batch_steps import StepTimes, tabulated_steps
 from servecast.model.deployment import Deployment, divisibility_error
 from servecast.model.hardware import Gpu
@@ -184,7 +184,7 @@ def prepare_fleet(
         kv_tokens=_kv_tokens(deployment, name, max_num_batched_tokens, max_num_seqs),
         enable_prefix_caching=caching,
     )
-    stamps, changed = _spread_stamps(trace.t_s)
+    stamps, changed = settled_stamps(trace.t_s)
     loaded = load_profile(profile)
     steps = tabulated_steps(
         loaded,
@@ -207,7 +207,7 @@ def prepare_fleet(
         rate_scale=rate_scale,
         seed=seed,
         slos=tuple(slos),
-        warnings=(*changed, *_too_long(trace, limits, llm)),
+        warnings=(*((changed,) if changed else ()), *_too_long(trace, limits, llm)),
     )
 
 
@@ -238,21 +238,6 @@ def _kv_tokens(deployment: Deployment, engine: str, max_num_batched_tokens: int,
             f"GPU leave no room for a cache in {budget.device_bytes / 1e9:.0f} GB"
         )
     return budget.kv_tokens
-
-
-def _spread_stamps(t_s: NDArray[np.float64]) -> tuple[NDArray[np.float64], tuple[str, ...]]:
-    """Stamps on a grid spread over it, by the rule of `workload_from_trace`, and a word on it."""
-    zero = float(np.mean(np.diff(t_s) == 0.0)) if t_s.size > 1 else 0.0
-    if zero <= ZERO_GAP_LIMIT:
-        return t_s, ()
-    quantum = grid_quantum(t_s) if t_s[-1] > t_s[0] else 0.0
-    if quantum:
-        word = (
-            f"{zero:.0%} of the gaps are zero: the stamps are quantised to {quantum:.3g} s and were spread over it; "
-            "burstiness below that scale is an assumption"
-        )
-        return spread_quantised(t_s, quantum), (word,)
-    return t_s, (f"{zero:.0%} of the gaps are zero, but the stamps lie on no coarse grid: taken as batches",)
 
 
 def _too_long(trace: Trace, limits: EngineLimits, llm: Llm) -> tuple[str, ...]:

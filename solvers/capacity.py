@@ -84,8 +84,10 @@ def plan_capacity(profile: Profile, request: CapacityRequest, *, load_curve: boo
     return _answer(space, smallest, feasible, load_curve=load_curve)
 
 
-def resized(profile: Profile, request: CapacityRequest, one: Candidate, replicas: int) -> Candidate:
-    """What the closed form says of `one` with another number of replicas."""
+def resized(
+    profile: Profile, request: CapacityRequest, one: Candidate, replicas: int, *, load_curve: bool = False
+) -> CapacityPlan:
+    """What the closed form says of `one` with another number of replicas: nothing is searched, nothing compared."""
     narrowed = replace(
         request,
         offers=tuple(offer for offer in request.offers if offer.gpu.name == one.gpu),
@@ -96,7 +98,17 @@ def resized(profile: Profile, request: CapacityRequest, one: Candidate, replicas
     deployments, offers = split_deployments(narrowed)
     curves = service_curves(profile, deployments, request.engine, request.workload, max_batch=one.max_num_seqs)
     space = build_space(narrowed, profile, deployments, offers, curves)
-    return candidates_of(space, np.array([0]), np.array([replicas]))[0]
+    plan = candidates_of(space, np.array([0]), np.array([replicas]))[0]
+    return CapacityPlan(
+        status=Status.OPTIMAL,
+        plan=plan,
+        alternatives=(),
+        binds=what_binds(space, 0, replicas),
+        gap=0.0,
+        evaluated=1,
+        load_curve=load_curve_of(space, 0, replicas) if load_curve else (),
+        warnings=(*request.workload.warnings, *range_warnings(space, 0, plan)),
+    )
 
 
 def _meets(fleet: Fleet, slos: Sequence[Slo]) -> NDArray[np.bool_]:

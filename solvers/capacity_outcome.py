@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from servecast.model.attainment import (
     FORM_BAND,
@@ -58,7 +58,7 @@ class _Scenarios:
         return np.split(values, SCENARIOS)
 
 
-def _scenarios(space: Space, system: Indices, replicas: Floats, windows: Windows) -> _Scenarios:
+def _scenarios(space: Space, system: Indices, replicas: Floats, windows: Windows, load: ArrayLike = 1.0) -> _Scenarios:
     profile, systems = space.profile, space.systems
     rows = systems.deployment[system]
     bands = np.array([error_band(profile, space.deployments[row], "tpot") for row in rows])
@@ -66,10 +66,11 @@ def _scenarios(space: Space, system: Indices, replicas: Floats, windows: Windows
     one = np.ones(len(rows))
     slow = np.exp(bands[:, 1])
     factor = np.concatenate([one, np.exp(bands[:, 0]), slow, one, one])
-    # the rate of a fleet's windows is common to all: a load k times as high is a fleet of R / k replicas
-    count = np.concatenate([replicas, replicas, replicas, replicas * rate, replicas / rate])
+    loads = load * np.concatenate([one, one, one, one / rate, one * rate]).reshape(SCENARIOS, -1)
     slowed = slowed_systems(systems, np.tile(system, SCENARIOS), factor)
-    return _Scenarios(fleets(slowed, windows, np.arange(len(factor)), count), slow, rate)
+    rows_of_all = np.arange(len(factor))
+    stacked = fleets(slowed, windows, rows_of_all, np.tile(replicas, SCENARIOS), load=loads.ravel())
+    return _Scenarios(stacked, slow, rate)
 
 
 def rate_factor(workload: Workload) -> float:
@@ -246,8 +247,8 @@ def load_curve_of(space: Space, system: int, replicas: int) -> tuple[LoadPoint, 
     rates = LOADS * capacity
     ones = np.full(len(rates), system)
     windows = rate_windows(replace(space.request.workload, windows=()), 1.0)
-    count = replicas * space.request.workload.rate_rps / rates
-    found = _scenarios(space, ones, count, windows)
+    load = rates / space.request.workload.rate_rps
+    found = _scenarios(space, ones, np.full(len(rates), float(replicas)), windows, load)
     known = [True] * len(rates)
 
     middle, fast, slow, light, heavy = found.parts(joint_attainment(found.stacked, space.request.slos))

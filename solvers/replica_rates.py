@@ -91,7 +91,7 @@ def mix_forecast(
     streams = _streams(profile, [deployment], engine, workload, [cap])
     if streams is None:
         return MixForecast(met=(0.0,) * len(slos), slo_attainment=0.0, largest_rps=0.0)
-    fleet = fleets(streams.systems, streams.windows, np.array([0]), [workload.rate_rps / rate_rps])
+    fleet = _fleet(streams, np.array([0]), rate_rps / streams.systems.capacity_rps)
     return MixForecast(
         met=tuple(float(attainment(fleet, slo.metric, slo.limit_s)[0]) for slo in slos),
         slo_attainment=float(joint_attainment(fleet, slos)[0]),
@@ -134,9 +134,13 @@ def _streams(
 
 
 def _fleet(streams: _Streams, rows: NDArray[np.intp], load: Floats) -> Fleet:
-    """Replicas at a load each: the workload's rate over theirs is how many there would be."""
+    """Replicas at a load each: the workload's rate over theirs is how many there would be.
+
+    One that takes more than the whole stream takes all of it, several times over.
+    """
     replicas = streams.rate_rps / (load * streams.systems.capacity_rps[rows])
-    return fleets(streams.systems, streams.windows, rows, replicas)
+    whole = np.maximum(replicas, 1.0)
+    return fleets(streams.systems, streams.windows, rows, whole, load=whole / replicas)
 
 
 def _largest(streams: _Streams, slos: Sequence[Slo]) -> Floats:

@@ -87,3 +87,42 @@ class CapacityPlan:
     load_curve: tuple[LoadPoint, ...]
     """The plan from light load to saturation."""
     warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """One fleet in the simulator, on the trace itself."""
+
+    name: str
+    replicas: int
+    usd_per_hour: float
+    ttft_p50_s: float
+    ttft_p99_s: float
+    tpot_p50_s: float
+    tpot_p99_s: float
+    attainment: dict[str, float]
+    """Share of requests within each limit, by its name. [-]"""
+    slo_attainment: float
+    """Share within all limits. [-]"""
+    refused: int
+    preemptions: int
+    holds: bool
+    """Every limit's percentile is met."""
+    missed: str
+    """The limit missed by most, with what was reached; empty where all hold."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confirmation:
+    """What the simulator says of the best few candidates; the last word on the plan."""
+
+    router: str
+    seed: int
+    plan: Replay
+    """The fleet that the answer now names."""
+    one_fewer: Replay | None
+    """The same with one replica less; None where there is one replica alone."""
+    closed_form: str
+    """Name of the fleet that the closed form alone would have named."""
+    others: tuple[Replay, ...]
+    """Smallest fleets of the other candidates replayed, or their largest where none holds."""

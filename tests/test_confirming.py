@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 import servecast
+from servecast.calibration.profile import SHIPPED, load_profile
 from servecast.confirming import confirm
 from servecast.model.workload import Trace
 from servecast.planning import Answer, result_document
 from servecast.simulating import simulate_fleet
+from servecast.solvers.capacity import resized
+from servecast.solvers.results import LoadPoint
 from servecast.validation.metrics import holds
 
 LIMITS = [
@@ -69,6 +72,29 @@ def test_the_confirmed_plan_holds_and_one_fewer_does_not(rate: float) -> None:
         assert not found.simulated.one_fewer.holds
         assert not replayed(found, trace, replicas - 1)
     np.testing.assert_allclose(found.plan.plan.usd_per_hour, found.simulated.plan.usd_per_hour, rtol=1e-12)
+
+
+def test_curve_and_warnings_are_those_of_the_fleet_that_is_named() -> None:
+    """Rule: an answer resized by the replay says what the closed form says of that fleet, asked for on its own."""
+    trace = trace_of(12.0, 1500)
+    answer = answer_of(trace)
+    offered = replace(answer, plan=replace(answer.plan, load_curve=resized_curve(answer)))
+    tight = (servecast.Slo(metric="ttft", percentile=99.0, limit_s=0.16),)
+    found = confirm(replace(offered, request=replace(answer.request, slos=tight)), trace)
+    one, first = found.plan.plan, answer.plan.plan
+    assert one is not None
+    assert first is not None
+    assert (one.name, one.max_num_seqs) != (first.name, first.max_num_seqs)
+    alone = resized(load_profile(SHIPPED), found.request, one, one.replicas, load_curve=True)
+    assert found.plan.plan == alone.plan
+    assert found.plan.load_curve == alone.load_curve
+    assert set(alone.warnings) <= set(found.plan.warnings)
+
+
+def resized_curve(answer: Answer) -> tuple[LoadPoint, ...]:
+    assert answer.plan.plan is not None
+    one = answer.plan.plan
+    return resized(load_profile(SHIPPED), answer.request, one, one.replicas, load_curve=True).load_curve
 
 
 def test_the_document_carries_both_and_their_disagreement() -> None:

@@ -41,7 +41,7 @@ def command(request_file: Path | None, **flags: Any) -> None:
     Give a REQUEST_FILE (see `servecast init`), or --trace, --model, --gpu and --slo.
     """
     from servecast.cli.output import require_writable, to_json, write_all_atomic
-    from servecast.planning import result_document
+    from servecast.planning import result_document, with_arrivals
 
     out, report, as_json = flags.pop("out"), flags.pop("report"), flags.pop("as_json")
     profile, simulate = flags.pop("profile"), flags.pop("simulate")
@@ -55,6 +55,8 @@ def command(request_file: Path | None, **flags: Any) -> None:
         require_writable(report)
     trace, workload = _workload(request, base)
     answer = _plan(request, workload, str(profile) if profile else None)
+    if trace is not None:
+        answer = with_arrivals(answer, trace)
     if simulate and trace is not None:
         answer = _confirmed(answer, trace, request, str(profile) if profile else None)
     if answer.plan.plan is None:
@@ -177,4 +179,4 @@ def _page(answer: Answer, request: PlanRequest, trace: Trace | None, workload: W
         offers=tuple((offer.gpu.title, offer.usd_per_hour, offer.limit) for offer in answer.request.offers),
         files=tuple(files),
     )
-    return plan_page(answer.plan, request=context, trace=trace, workload=workload)
+    return plan_page(answer.plan, request=context, trace=trace, workload=workload, simulated=answer.simulated)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from servecast.model.prediction import Prediction
-from servecast.planning import Answer, Confirmation
-from servecast.solvers.results import Candidate
+from servecast.planning import Answer
+from servecast.solvers.results import Candidate, Confirmation
 
 
 def seconds(value: float) -> str:

@@ -30,8 +30,8 @@ from servecast.reports.plan_charts import (
     measures,
     shown_measures,
 )
-from servecast.reports.plan_tables import alternatives_table, headroom, load_table, utilisation
-from servecast.solvers.results import Candidate, CapacityPlan, LoadPoint
+from servecast.reports.plan_tables import alternatives_table, headroom, load_table, replay_table, utilisation
+from servecast.solvers.results import Candidate, CapacityPlan, Confirmation, LoadPoint
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -57,7 +57,14 @@ class ReportContext:
     """Files written beside the report."""
 
 
-def plan_page(plan: CapacityPlan, *, request: ReportContext, trace: Trace | None, workload: Workload) -> str:
+def plan_page(
+    plan: CapacityPlan,
+    *,
+    request: ReportContext,
+    trace: Trace | None,
+    workload: Workload,
+    simulated: Confirmation | None = None,
+) -> str:
     """The page of a plan, or of the reason why there is none.
 
     Parameters
@@ -66,6 +73,7 @@ def plan_page(plan: CapacityPlan, *, request: ReportContext, trace: Trace | None
     request : what was asked, and the provenance of the answer.
     trace : the recorded requests, where the workload comes from a trace.
     workload : what the plan was sized for.
+    simulated : the replay of the trace on the plan, where there was one.
 
     Returns
     -------
@@ -77,6 +85,7 @@ def plan_page(plan: CapacityPlan, *, request: ReportContext, trace: Trace | None
     sections = [
         _answer(plan, shown, request, workload),
         _binding(plan, workload),
+        _replayed(plan, simulated),
         _workload(trace, workload),
         _cost(plan, candidates, request),
         _load(plan, request, workload),
@@ -230,6 +239,18 @@ def _binding(plan: CapacityPlan, workload: Workload) -> str:
 
 
 # ---- workload ----------------------------------------------------------------------------------------
+
+
+def _replayed(plan: CapacityPlan, found: Confirmation | None) -> str:
+    """What the simulator saw on the trace itself, beside the closed form."""
+    if found is None or plan.plan is None:
+        return ""
+    said = f"The simulator replayed every request of the trace on {escape(found.plan.name)}, router {found.router}. "
+    said += "It confirms the limits." if found.plan.holds else "It does not confirm the limits."
+    if found.one_fewer is not None and not found.one_fewer.holds:
+        said += " One replica fewer does not hold."
+    table = replay_table(plan.plan, found)
+    return f"<section>\n<h2>Replayed on the trace</h2>\n<p>{said}</p>\n{table}\n</section>"
 
 
 def _workload(trace: Trace | None, workload: Workload) -> str:

@@ -8,7 +8,7 @@ from servecast.model.prediction import Prediction
 from servecast.reports import formats
 from servecast.reports.formats import escape
 from servecast.reports.plan_charts import Measure, configuration
-from servecast.solvers.results import Candidate, LoadPoint
+from servecast.solvers.results import Candidate, Confirmation, LoadPoint, Replay
 
 MOST_ROWS = 60
 """Alternatives listed; the rest is counted."""
@@ -70,6 +70,30 @@ def load_table(points: Sequence[LoadPoint]) -> str:
         for point in points
     )
     return _boxed("Latency against load", heads, rows)
+
+
+def replay_table(predicted: Candidate, found: Confirmation) -> str:
+    """The closed form, the replay of the trace, and the replay with one replica fewer, side by side."""
+    replays = [found.plan, *([found.one_fewer] if found.one_fewer is not None else [])]
+    names = ["Closed form", *(f"Replayed, {one.replicas:,} replica{'s' * (one.replicas > 1)}" for one in replays)]
+    heads = '<th scope="col"></th>' + "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+
+    def row(name: str, cell: str, values: Sequence[str]) -> str:
+        return f'<tr><th scope="row">{name}</th>{cell}' + "".join(f"<td>{escape(v)}</td>" for v in values) + "</tr>"
+
+    def latency(name: str, key: str) -> str:
+        values = [formats.seconds(getattr(one, key)) for one in replays]
+        return row(name, _latency_cell(getattr(predicted, key)), values)
+
+    rows = [latency(f"{metric} p{p}", f"{metric.lower()}_p{p}_s") for metric in ("TTFT", "TPOT") for p in (50, 99)]
+    attained = [formats.percent(one.slo_attainment) for one in replays]
+    rows.append(row("Within all limits", _cell(predicted.slo_attainment, "percent"), attained))
+    rows.append(row("Verdict", "<td></td>", [_verdict(one) for one in replays]))
+    return _boxed("Replayed on the trace", heads, "".join(rows))
+
+
+def _verdict(one: Replay) -> str:
+    return "holds" if one.holds else one.missed
 
 
 def headroom(share: float) -> str:

@@ -161,7 +161,7 @@ def test_azure_from_flags(trace: str, data_path: DataPath) -> None:
     from servecast.model.arrivals import workload_from_trace
     from servecast.model.hardware import Offer
     from servecast.model.slo import Slo
-    from servecast.planning import plan
+    from servecast.planning import plan, with_arrivals
     from servecast.readers.catalogues import gpu, llm
     from servecast.readers.traces import read_trace
 
@@ -177,4 +177,4 @@ def test_azure_from_flags(trace: str, data_path: DataPath) -> None:
         [Offer(gpu=gpu(name), usd_per_hour=price) for name, price in prices.items()],
         [Slo(metric=metric, percentile=99.0, limit_s=limit) for metric, limit in (("ttft", 2.0), ("tpot", 0.05))],
     )
-    assert found == json.loads(to_json(result_document(confirm(answer, recorded))))
+    assert found == json.loads(to_json(result_document(confirm(with_arrivals(answer, recorded), recorded))))

@@ -371,6 +371,30 @@ def test_many_percentiles_at_once_are_those_one_by_one(metric: str, count: int) 
     np.testing.assert_allclose(quantiles(fleet, metric, ps), expected, rtol=0.05)
 
 
+@pytest.mark.parametrize("k", [0.3, 1.0, 1.7])
+def test_a_load_is_the_same_fleet_under_scaled_rates(k: float) -> None:
+    """Rule: `load` k is the windows' rates times k, burstiness kept; hand: utilisation grows by k."""
+    rates, count = np.array([2.0, 9.0, 4.0]), np.array([0.6, 1.0, 3.0, 8.0])
+    loaded = fleets(Sample.systems, windows_of(rates, 60.0), np.arange(4), count, load=k)
+    scaled = fleets(Sample.systems, windows_of(k * rates, 60.0), np.arange(4), count)
+    np.testing.assert_allclose(loaded.utilisation, scaled.utilisation, rtol=1e-12)
+    np.testing.assert_allclose(loaded.utilisation, k * 5.0 / (count * Sample.systems.capacity_rps), rtol=1e-12)
+    for metric, limit in (("ttft", 0.7), ("tpot", 0.02), ("e2e", 5.0)):
+        expected = attainment(scaled, metric, limit)
+        np.testing.assert_allclose(attainment(loaded, metric, limit), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_heavier_load_is_not_fewer_replicas_where_arrivals_are_bursty() -> None:
+    """Rule: k streams keep their dispersion, while R / k replicas would each see a larger part of one stream."""
+    bursty = workload_from_parameters(4.0, n_in=FixedLength(100.0), n_out=FixedLength(200.0), gap_cv=2.0)
+    systems = solve_systems(Sample.curves, np.zeros(1, np.intp), np.array([128]), bursty, [4.0])
+    windows = rate_windows(bursty, 1.0)
+    loaded = fleets(systems, windows, np.zeros(1, np.intp), [4.0], load=2.0)
+    fewer = fleets(systems, windows, np.zeros(1, np.intp), [2.0])
+    np.testing.assert_allclose(loaded.utilisation, fewer.utilisation, rtol=1e-12)
+    assert loaded.dispersion[0, 0] < fewer.dispersion[0, 0]
+
+
 def test_fleets_together_are_the_fleets_alone() -> None:
     """Rule: vectorised = map of scalars."""
     count = np.array([0.5, 1.0, 2.0, 7.0])

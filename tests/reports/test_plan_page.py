@@ -18,7 +18,7 @@ from servecast.model.slo import Slo
 from servecast.model.workload import FixedLength, LognormalLength
 from servecast.reports import formats
 from servecast.reports.plan_page import ReportContext, best_achievable, plan_page, rate_within_limits
-from servecast.solvers.results import CapacityPlan
+from servecast.solvers.results import CapacityPlan, Confirmation, Replay
 
 _VOID = {"meta", "br", "link", "img", "hr", "input"}
 HOSTILE = '<script>alert("x")</script>\u202e\x00&amp;'
@@ -126,6 +126,53 @@ def test_the_chosen_one_is_listed_once_and_first() -> None:
     rows = re.findall(r"<tr(?: class=\"chosen\")?><td>(\d+)</td>", text)
     assert rows == [str(i) for i in range(1, 14)]
     assert text.count('<tr class="chosen"><td>1</td>') == 1
+
+
+def replayed(name: str, *, holds: bool, missed: str = "") -> Replay:
+    """Invented figures of a replay."""
+    return Replay(
+        name=name,
+        replicas=4 if holds else 3,
+        usd_per_hour=28.0,
+        ttft_p50_s=0.25,
+        ttft_p99_s=1.234,
+        tpot_p50_s=0.03,
+        tpot_p99_s=0.0432 if holds else math.nan,
+        attainment={"ttft_p99": 0.995},
+        slo_attainment=0.9951,
+        refused=0,
+        preemptions=0,
+        holds=holds,
+        missed=missed,
+    )
+
+
+def test_the_replay_stands_beside_the_closed_form() -> None:
+    """Rule: both fleets' figures and the verdicts are shown, foreign text escaped, a missing figure a dash, none nan."""
+    found = Confirmation(
+        router="round_robin",
+        seed=1,
+        plan=replayed("4 x h200_sxm tp2", holds=True),
+        one_fewer=replayed("3 x h200_sxm tp2", holds=False, missed="ttft_p99 <b>reaches</b> 3 s"),
+        closed_form="4 x h200_sxm tp2",
+        others=(),
+    )
+    plan = samples.feasible_plan()
+
+    def with_replay(one: Confirmation | None) -> str:
+        return plan_page(plan, request=samples.context(), trace=None, workload=samples.workload(), simulated=one)
+
+    text = with_replay(found)
+    section = text[text.index("Replayed on the trace") : text.index("<h2>Workload")]
+    assert "It confirms the limits. One replica fewer does not hold." in section
+    for shown in ("1.23 s", "43.2 ms", "99.51 %", "holds", "&lt;b&gt;reaches&lt;/b&gt;", "Replayed, 3 replicas"):
+        assert shown in section
+    assert "<td>-</td>" in section
+    assert "nan" not in section
+    alone = with_replay(replace(found, one_fewer=None, plan=replace(found.plan, replicas=1)))
+    assert "One replica fewer" not in alone
+    assert "Replayed, 1 replica<" in alone
+    assert "Replayed on the trace" not in with_replay(None)
 
 
 def test_provenance_is_complete() -> None:

@@ -47,7 +47,9 @@ def inside(rng: np.random.Generator, mix: str, load: float, gap_cv: float) -> ND
         known = servecast.workload_from_trace(draw(rng, mix, rate, gap_cv))
         answer = servecast.plan(known, llm, offers, slos, tp=[1], pp=[1], max_num_seqs=[CAP], load_curve=False)
         assert answer.plan.plan is not None
-        return resized(profile, answer.request, answer.plan.plan, 1)
+        found = resized(profile, answer.request, answer.plan.plan, 1).plan
+        assert found is not None
+        return found
 
     # one request per second tells the capacity, hence the rate of the load that is asked for
     rate = load / predicted(1.0).utilisation
