@@ -66,7 +66,7 @@ def _scenarios(space: Space, system: Indices, replicas: Floats, windows: Windows
     one = np.ones(len(rows))
     slow = np.exp(bands[:, 1])
     factor = np.concatenate([one, np.exp(bands[:, 0]), slow, one, one])
-    loads = load * np.concatenate([one, one, one, one / rate, one * rate]).reshape(SCENARIOS, -1)
+    loads = np.asarray(load, dtype=np.float64) * np.array([one, one, one, one / rate, one * rate])
     slowed = slowed_systems(systems, np.tile(system, SCENARIOS), factor)
     rows_of_all = np.arange(len(factor))
     stacked = fleets(slowed, windows, rows_of_all, np.tile(replicas, SCENARIOS), load=loads.ravel())

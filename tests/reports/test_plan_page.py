@@ -148,7 +148,7 @@ def replayed(name: str, *, holds: bool, missed: str = "") -> Replay:
 
 
 def test_the_replay_stands_beside_the_closed_form() -> None:
-    """Rule: both fleets' figures and the verdicts are shown, foreign text escaped, a missing figure a dash, none nan."""
+    """Rule: both fleets' figures and the verdicts are shown, foreign text escaped, a missing figure a dash."""
     found = Confirmation(
         router="round_robin",
         seed=1,
