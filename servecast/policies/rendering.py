@@ -63,7 +63,12 @@ _OneLineDumper.add_representer(str, _one_line_string)
 
 def yaml_file(table: PolicyTable, options: Mapping[str, Any]) -> str:
     """Heading and `options` as YAML of one line per scalar, in the order given, ASCII only."""
-    body = yaml.dump(
+    return heading(table) + yaml_body(options)
+
+
+def yaml_body(options: Mapping[str, Any]) -> str:
+    """`options` as YAML of one line per scalar, in the order given, ASCII only."""
+    body: str = yaml.dump(
         dict(options),
         Dumper=_OneLineDumper,
         sort_keys=False,
@@ -71,7 +76,7 @@ def yaml_file(table: PolicyTable, options: Mapping[str, Any]) -> str:
         default_flow_style=False,
         width=10**6,
     )
-    return heading(table) + body
+    return body
 
 
 def free_for_kv(table: PolicyTable) -> tuple[Memory, float]:
@@ -106,12 +111,18 @@ def loads_as_published(table: PolicyTable) -> bool:
 
 
 def launch_script(table: PolicyTable, command: Sequence[str], file_option: tuple[str, str] | None = None) -> str:
+    """POSIX sh that starts one replica of the table, see :func:`shell_script`."""
+    return shell_script(heading(table), command, file_option)
+
+
+def shell_script(comments: str, command: Sequence[str], file_option: tuple[str, str] | None = None) -> str:
     """POSIX sh that replaces itself by `command`; what the user adds to the script is appended to the command.
 
-    `file_option` is an option and the name of a file that lies beside the script.
+    `comments` are comment lines for its top, `file_option` an option and the name of a file that lies beside the
+    script.
     """
     words = [shlex.quote(word) for word in command]
     if file_option is not None:
         option, name = file_option
         words += [option, '"$(dirname -- "$0")"/' + shlex.quote(name)]
-    return f'#!/bin/sh\n{heading(table)}set -eu\nexec {" ".join(words)} "$@"\n'
+    return f'#!/bin/sh\n{comments}set -eu\nexec {" ".join(words)} "$@"\n'
