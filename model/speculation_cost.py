@@ -92,12 +92,15 @@ def experts_read(experts: ArrayLike, per_token: ArrayLike, rows: ArrayLike) -> F
     >>> experts_read(128, 8, [1, 8, 64]).round(2).tolist()
     [8.0, 51.62, 125.94]
     """
-    experts, share = np.asarray(experts, dtype=np.float64), np.asarray(per_token, dtype=np.float64)
-    share = share / experts
-    if np.any(~((share > 0.0) & (share <= 1.0))):
-        raise ValueError("per_token must be > 0 and <= experts")
-    with np.errstate(divide="ignore"):  # every expert is read: log1p(-1) is -inf, expm1 of it -1
-        return np.asarray(experts * -np.expm1(np.asarray(rows, dtype=np.float64) * np.log1p(-share)))
+    experts, active = np.asarray(experts, dtype=np.float64), np.asarray(per_token, dtype=np.float64)
+    rows = np.asarray(rows, dtype=np.float64)
+    if np.any(~((active > 0.0) & (active <= experts))):
+        raise ValueError(f"per_token must be > 0 and <= experts, got {active.tolist()} of {experts.tolist()}")
+    if np.any(~(rows >= 0.0)):
+        raise ValueError(f"rows must be >= 0, got {rows.tolist()}")
+    with np.errstate(divide="ignore", invalid="ignore"):  # every expert active: log1p(-1) is -inf, and 0 rows read none
+        left = np.where(rows > 0.0, rows * np.log1p(-active / experts), 0.0)
+    return np.asarray(experts * -np.expm1(left))
 
 
 def padded(rows: ArrayLike, captured: ArrayLike) -> Floats:
@@ -142,12 +145,14 @@ class FormulaCost:
     """Added to a pass above the largest captured size: the cliff. [s]"""
 
     def __post_init__(self) -> None:
-        for name in ("base_s", "rise_s", "row_s", "request_s", "round_s", "draft_s", "cached_token_s", "eager_s"):
+        for name in self.__dataclass_fields__:
             value = getattr(self, name)
-            if not (np.isfinite(value) and value >= 0.0):
+            if name not in ("form", "captured") and value is not None and not (np.isfinite(value) and value >= 0.0):
                 raise ValueError(f"{name} must be finite and >= 0, got {value}")
-        if not self.rise_rows > 0.0:
+        if self.rise_rows == 0.0:
             raise ValueError(f"rise_rows must be > 0, got {self.rise_rows}")
+        if any(not size > 0 for size in self.captured):
+            raise ValueError(f"captured must be sizes > 0, got {self.captured}")
 
     def verify(self, rows: ArrayLike, requests: ArrayLike, context: ArrayLike) -> Floats:
         """See `SpeculationCost`."""
@@ -203,10 +208,13 @@ class TableCost:
         for name, x, y, least in pairs:
             if x.shape != y.shape or x.ndim != 1 or x.size < least:
                 raise ValueError(f"{name} must have one value per size and at least {least}, got {y.size} for {x.size}")
-            if np.any(np.diff(x) <= 0.0):
-                raise ValueError(f"sizes of {name} must increase, got {x.tolist()}")
+            if not (np.isfinite(x).all() and (x > 0.0).all() and (np.diff(x) > 0.0).all()):
+                raise ValueError(f"sizes of {name} must be finite, > 0 and increase, got {x.tolist()}")
             if not (np.isfinite(y).all() and (y > 0.0).all()):
                 raise ValueError(f"{name} must be finite and > 0, got {y.tolist()}")
+        for name in ("cached_token_s", "reference_context"):
+            if not (np.isfinite(getattr(self, name)) and getattr(self, name) >= 0.0):
+                raise ValueError(f"{name} must be finite and >= 0, got {getattr(self, name)}")
 
     def verify(self, rows: ArrayLike, requests: ArrayLike, context: ArrayLike) -> Floats:
         """See `SpeculationCost`."""

@@ -77,14 +77,25 @@ class PassTerms:
         return PassTerms(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
-def decode_pass(d: Deployments, kernels: tuple[KernelSet, ...], batch: ArrayLike, context: ArrayLike) -> PassTerms:
-    """One token for each of `batch` sequences of every attention replica, `context` tokens cached on average. [s]"""
-    batch, context = np.broadcast_arrays(np.asarray(batch, dtype=np.float64), np.asarray(context, dtype=np.float64))
+def decode_pass(
+    d: Deployments,
+    kernels: tuple[KernelSet, ...],
+    batch: ArrayLike,
+    context: ArrayLike,
+    rows: ArrayLike | None = None,
+) -> PassTerms:
+    """One token for each of `batch` sequences of every attention replica, `context` tokens cached on average. [s]
+
+    `rows` tokens in all where sequences have several each, as in the verification of drafts: the cache of a sequence
+    is read once for all of its rows.
+    """
+    rows = batch if rows is None else rows
+    batch, context, rows = np.broadcast_arrays(*(np.asarray(one, dtype=np.float64) for one in (batch, context, rows)))
     return _per_kernel_set(
         d,
         kernels,
-        (batch, context),
-        lambda part, kset, b, c: _pass(part, kset, b, b, _decode_attention(part, kset, b, c)),
+        (batch, context, rows),
+        lambda part, kset, b, c, n: _pass(part, kset, n, n, _decode_attention(part, kset, b, c)),
     )
 
 

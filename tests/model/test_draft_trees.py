@@ -1,6 +1,6 @@
 """Draft trees: the released vector's values, every ordered tree up to seven nodes, simulation.
 
-`reference` in a comment is shared/reference/speculation.md, with the section; its figures were worked out apart from
+`reference` in a comment is the page reference/speculation, with the section; its figures were worked out apart from
 this code.
 """
 

@@ -1,6 +1,6 @@
 """Acceptance closed forms: published values, hand examples, exact recursions, Monte Carlo.
 
-`reference` in a comment is shared/reference/speculation.md, with the section; its figures were worked out apart from
+`reference` in a comment is the page reference/speculation, with the section; its figures were worked out apart from
 this code.
 """
 

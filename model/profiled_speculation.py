@@ -1,0 +1,80 @@
+"""Cost of speculative steps from a calibrated profile: before any sweep was run, or any machine rented.
+
+A verification pass is a decode pass with several rows per sequence; a draft pass is a decode pass of the draft model on
+the same GPUs. Where no draft model is given, it is one layer of the target with its language-model head: the shape of
+EAGLE and MTP heads. One pass brings the drafter up to date with what was accepted and yields the first position, each
+further position takes one more; armed but idle it is one pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from servecast.model.deployment import Deployment, stack
+from servecast.model.engine import decode_seconds
+from servecast.model.forecast import Points, Profile, error_band, point_constants
+from servecast.model.llm import Llm
+from servecast.model.step_time import decode_pass
+
+Floats = NDArray[np.float64]
+
+
+class ProfiledCost:
+    """See `servecast.model.speculation_cost.SpeculationCost`."""
+
+    def __init__(self, profile: Profile, deployment: Deployment, engine: str, drafter: Llm | None = None) -> None:
+        self._profile, self._engine, self._target = profile, engine, deployment
+        shape = drafter or draft_head(deployment.llm)
+        self._drafter = replace(deployment, llm=shape)
+
+    @property
+    def log_sd(self) -> float:
+        """Log standard deviation of a step, from the profile's band of held-out TPOT. [-]"""
+        lo, hi = error_band(self._profile, self._target, "tpot")
+        return float(hi - lo) / (2.0 * 1.6449)
+
+    def verify(self, rows: ArrayLike, requests: ArrayLike, context: ArrayLike) -> Floats:
+        """Seconds of a target pass."""
+        return self._pass(self._target, rows, requests, context)
+
+    def draft(self, requests: ArrayLike, gamma: ArrayLike, context: ArrayLike) -> Floats:
+        """Seconds of drafting; 0 at length 0."""
+        return np.asarray(np.asarray(gamma, dtype=np.float64) * self.idle(requests, context))
+
+    def idle(self, requests: ArrayLike, context: ArrayLike) -> Floats:
+        """Seconds of one draft pass."""
+        return self._pass(self._drafter, requests, requests, context)
+
+    def _pass(self, deployment: Deployment, rows: ArrayLike, requests: ArrayLike, context: ArrayLike) -> Floats:
+        n, b, c = np.broadcast_arrays(*(np.asarray(x, dtype=np.float64) for x in (rows, requests, context)))
+        shape, (n, b, c) = n.shape, (n.ravel(), b.ravel(), np.maximum(c.ravel(), 1.0))
+        index = np.zeros(n.size, dtype=np.intp)
+        nothing = np.ones(n.size)
+        points = Points(
+            deployments=(deployment,),
+            engines=(self._engine,),
+            index=index,
+            clients=nothing,
+            isl=nothing,
+            osl=nothing,
+        )
+        d = stack((deployment,), [self._profile.kernel_set(deployment.gpu)], index)
+        k = point_constants(self._profile, points)
+        terms = decode_pass(d, self._profile.kernels, np.maximum(b / d.pp, 1.0), c, np.maximum(n / d.pp, 1.0))
+        return decode_seconds(terms, k, d.layers, d.moe_layers, b).reshape(shape)
+
+
+def draft_head(llm: Llm) -> Llm:
+    """One attention layer of `llm` with its MLP (the experts, where it has no dense one) and head."""
+    dense = llm.intermediate > 0
+    return replace(
+        llm,
+        layers=1,
+        moe_layers=0 if dense else 1,
+        experts=0 if dense else llm.experts,
+        windowed_layers=0,
+        linear_layers=0,
+    )
