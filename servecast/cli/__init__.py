@@ -11,6 +11,7 @@ COMMANDS = {
     "fleet": "Cheapest mix of GPU types for the request classes of a trace.",
     "schedule": "Replicas over the time of a trace at least cost: when to start and stop them.",
     "predict": "TTFT, TPOT and throughput of one operating point, or of a table of them.",
+    "speculate": "Draft length by batch size for speculative decoding, as the engine's own file.",
     "simulate": "Replay a trace on a fleet, request by request.",
     "trace": "What a request trace holds, with its statistics and a chart.",
     "init": "Write a commented plan request to start from.",

@@ -51,6 +51,28 @@ def parse_slo(text: str) -> Slo:
     return Slo(metric=metric, percentile=percentile, limit_s=limit_s)
 
 
+def parse_decode_limit(text: str) -> tuple[str, float, float]:
+    """A limit on decode steps: name, percentile (NaN for a mean or a step), seconds.
+
+    ``tpot_mean=20ms`` bounds the mean, ``tpot_p99=50ms`` a quantile over requests, ``step=60ms`` any speculative step.
+
+    >>> parse_decode_limit("tpot_p99=50ms"), parse_decode_limit("step=60ms")[::2]
+    (('tpot_p99', 99.0, 0.05), ('step', 0.06))
+    """
+    what = f"slo {_shown(text)}"
+    target, equals, limit = (part.strip() for part in text.partition("="))
+    target = target.lower()
+    if target in ("tpot_mean", "step") and equals:
+        limit_s = _with_unit(what, "limit", limit, _SECONDS, "us, ms, s, m or min", "ms or s")
+        if not 0.0 < limit_s <= MAX_LIMIT_S:
+            raise ValueError(f"{what}: the limit must be positive and at most {MAX_LIMIT_S:g} s, got {_shown(limit)}")
+        return target, math.nan, limit_s
+    if not target.startswith("tpot_p"):
+        raise ValueError(f"{what}: must be tpot_mean=, tpot_p99= (any percentile) or step=, such as tpot_mean=20ms")
+    slo = parse_slo(text)
+    return slo.name, slo.percentile, slo.limit_s
+
+
 def parse_offer(text: str) -> tuple[str, float, int | None]:
     """GPU on offer as ``h200=3.5`` or ``h200=3.5:16``: name, price of one [USD/h], how many there are at most.
 

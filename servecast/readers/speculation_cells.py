@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,11 +41,8 @@ def read_cells(path: str | Path, *, speed_required: bool = True) -> SpeculationC
         raise ValueError(f"{path}: must be a CSV table in UTF-8, got other bytes") from None
     if "\0" in text:
         raise ValueError(f"{path}: must be a CSV table, got binary data")
-    reader = csv.DictReader(text.splitlines())
-    names = [name.strip() for name in reader.fieldnames or []]
-    reader.fieldnames = names
+    names, rows = _table(path, text)
     speed = _columns(path, names, speed_required=speed_required)
-    rows = list(enumerate(reader, start=2))
     if not rows:
         raise ValueError(f"{path}: must hold cells, got a header alone")
     if len(rows) > MAX_CELLS:
@@ -62,6 +60,55 @@ def read_cells(path: str | Path, *, speed_required: bool = True) -> SpeculationC
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _table(path: Path, text: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Names of the columns, and every record under them with the line it ends on."""
+    # strict: an unpaired quote would swallow the lines after it
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    names: list[str] = []
+    rows: list[tuple[int, dict[str, str]]] = []
+    try:
+        for record in reader:
+            fields = [field.strip() for field in record]
+            if not any(fields):
+                continue
+            if not names:
+                names = fields
+                continue
+            if len(fields) != len(names):
+                raise ValueError(
+                    f"{path}: line {reader.line_num}: must have {len(names)} fields as the header has, "
+                    f"got {len(fields)}"
+                )
+            rows.append((reader.line_num, dict(zip(names, fields, strict=True))))
+    except csv.Error as error:
+        raise ValueError(f"{path}: line {reader.line_num}: must be valid CSV, got {error}") from None
+    return names, rows
+
+
+def read_labels(path: str | Path) -> dict[str, str]:
+    """Model, drafter, engine and hardware of a sweep, where its first cell names them."""
+    reader, _ = _opened(Path(path))
+    first = next(iter(reader), {})
+    return {label: first[label].strip() for label in LABELS if (first.get(label) or "").strip()}
+
+
+def _opened(path: Path) -> tuple[csv.DictReader[str], list[str]]:
+    """Rows and column names of a bounded file."""
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ValueError(f"{path}: must be at most {MAX_BYTES >> 20} MiB, got {size >> 20} MiB")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: must be a CSV table in UTF-8, got other bytes") from None
+    if "\0" in text:
+        raise ValueError(f"{path}: must be a CSV table, got binary data")
+    reader = csv.DictReader(text.splitlines())
+    names = [name.strip() for name in reader.fieldnames or []]
+    reader.fieldnames = names
+    return reader, names
 
 
 def _columns(path: Path, names: list[str], *, speed_required: bool) -> str | None:
@@ -83,7 +130,7 @@ def _columns(path: Path, names: list[str], *, speed_required: bool) -> str | Non
 def _one_sweep(path: Path, names: list[str], rows: list[dict[str, str]]) -> None:
     for label in LABELS:
         if label in names:
-            values = list(dict.fromkeys(row.get(label) or "" for row in rows))
+            values = list(dict.fromkeys(row[label] for row in rows))
             if len(values) > 1:
                 raise ValueError(
                     f"{path}: {label} must be the same in all cells of a sweep, got {values[0]!r} and {values[1]!r}"
@@ -94,11 +141,11 @@ def _cell(
     path: Path, line: int, row: Mapping[str, str], speed: str | None, *, speed_required: bool
 ) -> tuple[float, float, float, float, float, float]:
     def number(name: str, *, needed: bool = False, whole: bool = False) -> float:
-        text = (row.get(name) or "").strip()
+        text = row.get(name, "")
         if not text and not needed:
             return math.nan
         try:
-            value = float(text)
+            value = math.nan if "_" in text else float(text)  # Python reads 1_0 as ten
         except ValueError:
             value = math.nan
         if not math.isfinite(value) or (whole and value != int(value)):
@@ -108,14 +155,16 @@ def _cell(
 
     batch = number("batch_size", needed=True)
     gamma = number("draft_length", needed=True, whole=True)
-    if abs(gamma) > 1024:
+    if batch < 1.0:
+        raise ValueError(f"{path}: line {line}: batch_size must be >= 1, got {batch:g}")
+    if not 0.0 <= gamma <= 1024.0:
         raise ValueError(f"{path}: line {line}: draft_length must be in 0 to 1024, got {gamma:g}")
     raw = number(speed, needed=speed_required) if speed else math.nan
     if raw <= 0.0:
         raise ValueError(f"{path}: line {line}: {speed} must be > 0, got {raw:g}")
     per_request = {"tok_s_per_request": raw, "tpot_s": 1.0 / raw, "tpot_ms": 1e3 / raw}
     if speed == "output_tok_s":
-        per_request["output_tok_s"] = raw / batch if batch else math.nan
+        per_request["output_tok_s"] = raw / batch
     armed = number("armed")
     if armed not in (0.0, 1.0) and not math.isnan(armed):
         raise ValueError(f"{path}: line {line}: armed must be 0 or 1, got {armed:g}")

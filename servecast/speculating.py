@@ -1,0 +1,325 @@
+"""From a table of decode speeds to a draft-length schedule: limits, weights, rules of the engine, and what it gains.
+
+The schedule is chosen by :mod:`servecast.solvers.draft_length`; here the limits of the service become feasible cells,
+the load becomes weights, the engine's habits become rules, and the choice becomes predictions and remarks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from servecast.model.prediction import Prediction
+from servecast.model.speculation import steps_to_emit
+from servecast.solvers.draft_length import (
+    DraftLengthProblem,
+    DraftLengthSchedule,
+    birth_death_occupancy,
+    crossing_weights,
+    solve_draft_length,
+)
+from servecast.speculation_answers import BatchForecast, DecodeLimits, Load, ScheduleRules, SpeculationAnswer
+from servecast.speculation_tables import Z90, SpeedTable
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+TIE = 0.01
+"""A longer draft is not chosen for a gain below its own uncertainty, nor is more than this share given away for it."""
+OCCUPANCY_ROUNDS = 2
+"""The batch depends on the schedule and the schedule on the batch: solved in turn so many times."""
+CENTRAL = 0.9
+"""Share of the time that counts as the operating range."""
+EDGE_WORTH = 0.002
+"""Mean goodput, as a share, that a change of length has to gain: a step that flips is not free, and a table with fewer
+edges is easier to trust."""
+RARE = 0.1
+"""Weight spread evenly over log B beside a load: a burst meets batches that its mean never does."""
+
+
+def plan_speculation(
+    table: SpeedTable,
+    *,
+    limits: DecodeLimits | None = None,
+    load: Load | None = None,
+    rules: ScheduleRules | None = None,
+    explain: bool = True,
+) -> SpeculationAnswer:
+    """The schedule of best goodput within `limits`.
+
+    Weights are those of the load, or uniform in log B without one. Raises ValueError where no batch at all can keep
+    the limits, naming the one that is hardest.
+    """
+    limits, rules = limits or DecodeLimits(), rules or ScheduleRules()
+    missed = _violations(table, limits)
+    feasible = missed <= 0.0
+    if not feasible[..., (0 if rules.allow_zero else 1) :].any():
+        raise ValueError(_hopeless(table, limits))
+    weights, switching, operating = _uniform(table), 0.0, rules.operating
+    schedule = _solve(table, feasible, missed, weights, switching, operating, rules, explain=load is None and explain)
+    for turn in range(OCCUPANCY_ROUNDS if load is not None else 0):
+        assert load is not None  # noqa: S101 (the range is empty without one)
+        weights, switching, found = _occupancy(table, schedule, load)
+        operating = rules.operating or found
+        last = turn == OCCUPANCY_ROUNDS - 1
+        schedule = _solve(table, feasible, missed, weights, switching, operating, rules, explain=last and explain)
+    if not schedule.lengths.size:
+        raise ValueError("no schedule keeps the rules: relax max_lengths, max_segments or the operating range")
+    best_static = _best_static(schedule, allow_zero=rules.allow_zero)
+    by_context = _each_context(table, feasible, missed, weights, rules) if table.contexts.size > 1 else (schedule,)
+    answer = SpeculationAnswer(
+        table=table,
+        schedule=schedule,
+        by_context=by_context,
+        weights=weights,
+        limits=limits,
+        feasible=feasible,
+        best_static=best_static,
+        forecasts=_forecasts(table, schedule, feasible, best_static),
+        gain_over_static=_gain(table, schedule.lengths, weights, table.goodput[:, :, best_static]),
+        gain_over_off=_gain(table, schedule.lengths, weights, table.off_tok_s * table.batches),
+        advice=(),
+        warnings=(),
+    )
+    return replace(answer, advice=_advice(answer), warnings=_warnings(answer, load))
+
+
+def _violations(table: SpeedTable, limits: DecodeLimits) -> Floats:
+    """[context, batch, length]: by how much the hardest limit is missed, as a share of it; <= 0 where all are kept."""
+    worst = np.full(table.tok_s.shape, -np.inf)
+    for _, seconds, limit in _limited(table, limits):
+        worst = np.maximum(worst, seconds / limit - 1.0)
+    return worst
+
+
+def _limited(table: SpeedTable, limits: DecodeLimits) -> list[tuple[str, Floats, float]]:
+    """Name, predicted seconds and limit of everything that is limited."""
+    found: list[tuple[str, Floats, float]] = []
+    if limits.tpot_mean_s is not None:
+        found.append(("tpot_mean", 1.0 / table.tok_s, limits.tpot_mean_s))
+    if limits.tpot_quantiles:
+        steps, sd = steps_to_emit(max(limits.output_tokens - 1.0, 1.0), table.tokens, table.variance)
+        for percentile, limit in limits.tpot_quantiles:
+            share = (steps + _normal_quantile(percentile / 100.0) * sd) / max(limits.output_tokens - 1.0, 1.0)
+            found.append((f"tpot_p{percentile:g}", table.step_s * share, limit))
+    if limits.step_s is not None:
+        found.append(("step", np.where(table.lengths > 0, table.step_s, 0.0), limits.step_s))
+    return found
+
+
+def _normal_quantile(p: float) -> float:
+    from statistics import NormalDist
+
+    return NormalDist().inv_cdf(p)
+
+
+def _hopeless(table: SpeedTable, limits: DecodeLimits) -> str:
+    name, seconds, limit = max(_limited(table, limits), key=lambda one: float(one[1].min()) / one[2])
+    return (
+        f"{name} must be at least {1e3 * float(seconds.min()):.3g} ms to be met at any batch size and draft length, "
+        f"got {1e3 * limit:.3g} ms"
+    )
+
+
+def _uniform(table: SpeedTable) -> Floats:
+    weights = 1.0 / table.batches
+    return np.asarray(weights / weights.sum())
+
+
+def _solve(
+    table: SpeedTable,
+    feasible: Bools,
+    missed: Floats,
+    weights: Floats,
+    switching: Floats | float,
+    operating: tuple[int, int] | None,
+    rules: ScheduleRules,
+    *,
+    explain: bool,
+) -> DraftLengthSchedule:
+    """All contexts together: the mean over contexts of goodput relative to the best of each context."""
+    relative = table.goodput / np.where(feasible, table.goodput, 0.0).max(axis=2, keepdims=True, initial=1e-300)
+    hopeless = ~feasible.any(axis=2, keepdims=True)
+    relative = np.where(hopeless, table.goodput / table.goodput.max(axis=2, keepdims=True), relative)
+    together = relative.mean(axis=0)
+    sd = np.sqrt((table.ratio_sd**2).mean(axis=0))
+    problem = DraftLengthProblem(
+        batches=table.batches,
+        goodput=together,
+        sigma=np.minimum(sd, TIE),
+        feasible=feasible.all(axis=0),
+        violation=np.maximum(missed.max(axis=0), 0.0) if np.isfinite(missed).any() else None,
+        weights=weights,
+        max_lengths=rules.max_lengths,
+        max_segments=rules.max_segments,
+        switch_cost=switching + EDGE_WORTH * float(weights.sum()),
+        non_increasing=rules.non_increasing,
+        edges=np.isin(table.batches[:-1], rules.captured),
+        protected=operating,
+        allow_zero=rules.allow_zero,
+        goodput_lo=together * np.exp(-Z90 * sd),
+        goodput_hi=together * np.exp(Z90 * sd),
+    )
+    return solve_draft_length(problem, explain=explain)
+
+
+def _each_context(
+    table: SpeedTable, feasible: Bools, missed: Floats, weights: Floats, rules: ScheduleRules
+) -> tuple[DraftLengthSchedule, ...]:
+    def only(i: int) -> SpeedTable:
+        at = slice(i, i + 1)
+        return replace(
+            table,
+            contexts=table.contexts[at],
+            tok_s=table.tok_s[at],
+            sd=table.sd[at],
+            ratio_sd=table.ratio_sd[at],
+            off_tok_s=table.off_tok_s[at],
+            off_sd=table.off_sd[at],
+        )
+
+    return tuple(
+        _solve(only(i), feasible[i : i + 1], missed[i : i + 1], weights, 0.0, rules.operating, rules, explain=False)
+        for i in range(table.contexts.size)
+    )
+
+
+def _occupancy(
+    table: SpeedTable, schedule: DraftLengthSchedule, load: Load
+) -> tuple[Floats, Floats | float, tuple[int, int]]:
+    """Weights, switch costs and operating range of a load under a schedule."""
+    row = np.arange(table.batches.size)
+    goodput = table.goodput[:, row, schedule.lengths].mean(axis=0)
+    share = birth_death_occupancy(load.rate_rps, goodput / load.output_tokens)
+    busy = share[1:] / share[1:].sum()
+    step = table.step_s[:, row, schedule.lengths].mean(axis=0)
+    steps = busy / step
+    total = np.cumsum(busy)
+    low = int(table.batches[np.searchsorted(total, (1.0 - CENTRAL) / 2.0)])
+    high = int(table.batches[min(np.searchsorted(total, (1.0 + CENTRAL) / 2.0), row.size - 1)])
+    # an edge is crossed upwards as often as downwards; a switch's seconds are a share of the time, as regret is
+    switching = 2.0 * load.switch_s * crossing_weights(load.rate_rps, share)
+    return (1.0 - RARE) * steps / steps.sum() + RARE * _uniform(table), switching, (low, high)
+
+
+def _best_static(schedule: DraftLengthSchedule, *, allow_zero: bool) -> int:
+    """The feasible length of least mean regret; of none feasible, the one of least regret."""
+    able = [one for one in schedule.static if np.isfinite(one.mean_regret) and (allow_zero or one.length)]
+    kept = [one for one in able if one.feasible] or able
+    return min(kept, key=lambda one: one.mean_regret).length
+
+
+def _gain(table: SpeedTable, lengths: NDArray[np.int64], weights: Floats, rival: Floats) -> float:
+    """Weighted mean over batches and contexts of goodput over the rival's, less 1."""
+    row = np.arange(lengths.size)
+    return float((weights * (table.goodput[:, row, lengths] / rival).mean(axis=0)).sum() / weights.sum() - 1.0)
+
+
+def shown_batches(schedule: DraftLengthSchedule) -> list[int]:
+    """Powers of two and the ends of the segments."""
+    last = int(schedule.segments[-1][1])
+    powers = [2**i for i in range(int(np.log2(last)) + 1)]
+    return sorted({*powers, *(hi for _, hi, _ in schedule.segments), *(lo for lo, _, _ in schedule.segments)})
+
+
+def _forecasts(
+    table: SpeedTable, schedule: DraftLengthSchedule, feasible: Bools, static: int
+) -> tuple[BatchForecast, ...]:
+    found = []
+    for c, context in enumerate(table.contexts.tolist()):
+        for batch in shown_batches(schedule):
+            i = batch - 1
+            k = int(schedule.lengths[i])
+            speed, sd = float(table.tok_s[c, i, k]), float(table.sd[c, i, k])
+            lo, hi = speed * np.exp(-Z90 * sd), speed * np.exp(Z90 * sd)
+            known = bool(table.calibrated[i, k])
+            found.append(
+                BatchForecast(
+                    batch=batch,
+                    context=context,
+                    draft_length=k,
+                    goodput_tok_s=Prediction(value=batch * speed, lo=batch * lo, hi=batch * hi, calibrated=known),
+                    tpot_s=Prediction(value=1.0 / speed, lo=1.0 / hi, hi=1.0 / lo, calibrated=known),
+                    step_s=float(table.step_s[c, i, k]),
+                    over_static=speed / float(table.tok_s[c, i, static]) - 1.0,
+                    over_off=speed / float(table.off_tok_s[c, i]) - 1.0,
+                    meets=bool(feasible[c, i, k]),
+                )
+            )
+    return tuple(found)
+
+
+def _advice(answer: SpeculationAnswer) -> tuple[str, ...]:
+    """When to switch speculation off, and whether a schedule is worth its trouble."""
+    table, lengths = answer.table, answer.lengths
+    said: list[str] = []
+    row = np.arange(lengths.size)
+    ahead = (table.off_tok_s / table.tok_s[:, row, lengths] - 1.0).mean(axis=0)
+    doubt = (table.off_sd**2 + table.ratio_sd[:, row, lengths] ** 2).mean(axis=0) ** 0.5
+    if answer.gain_over_off <= 0.0:
+        said.append(
+            f"switch speculation off: without a drafter goodput is {-answer.gain_over_off:.1%} higher on average over "
+            "these batch sizes"
+        )
+    else:
+        faster = np.flatnonzero(ahead > doubt)
+        if faster.size:
+            at, most = int(table.batches[faster[0]]), float(ahead[faster].max())
+            where = f"from batch size {at} on" if faster[-1] == row[-1] else f"at batch sizes around {at}"
+            said.append(
+                f"{where} a server without a drafter is faster, by {most:.1%} at most: serve peaks that last from "
+                "replicas without one"
+            )
+    if len(answer.schedule.segments) > 1 and answer.gain_over_static < TIE:
+        said.append(
+            f"draft length {answer.best_static} for every batch size loses {answer.gain_over_static:.1%} only and "
+            "needs no schedule"
+        )
+    return tuple(said)
+
+
+def _warnings(answer: SpeculationAnswer, load: Load | None) -> tuple[str, ...]:
+    table, schedule = answer.table, answer.schedule
+    said: list[str] = []
+    row = np.arange(schedule.lengths.size)
+    outside = np.flatnonzero(~table.calibrated[row, schedule.lengths])
+    if outside.size:
+        low, high = int(table.batches[outside[0]]), int(table.batches[outside[-1]])
+        said.append(f"batch sizes {low} to {high} are, at least in part, beyond what was measured: extrapolated")
+    if schedule.infeasible_batches:
+        first, last = schedule.infeasible_batches[0], schedule.infeasible_batches[-1]
+        said.append(
+            f"the limits ({', '.join(answer.limits.names)}) are missed at {len(schedule.infeasible_batches)} batch "
+            f"sizes between {first} and {last}, whatever the length: cap the batch below {first}"
+        )
+    if load is not None and answer.weights[-1] > 0.02:
+        said.append(
+            f"the largest batch holds {answer.weights[-1]:.0%} of the steps: the load is near or above what the engine "
+            "can serve"
+        )
+    return tuple(said)
+
+
+def compare_methods(answers: Mapping[str, SpeculationAnswer]) -> list[tuple[str, float, Sequence[tuple[int, int]]]]:
+    """Of several draft methods, each with its own schedule: name, mean goodput relative to the best method at each
+    batch (weights of the first answer), and the runs of batches it wins; best first."""
+    sizes = {answer.lengths.size for answer in answers.values()}
+    if len(sizes) != 1:
+        raise ValueError(f"methods must be planned for the same largest batch, got {sorted(sizes)}")
+    names = list(answers)
+    row = np.arange(sizes.pop())
+    speed = np.array([answers[name].table.tok_s[:, row, answers[name].lengths].mean(axis=0) for name in names])
+    weights = answers[names[0]].weights
+    relative = (speed / speed.max(axis=0)) @ weights / weights.sum()
+    winner = speed.argmax(axis=0)
+    found = [(name, float(relative[i]), _runs(winner == i)) for i, name in enumerate(names)]
+    return sorted(found, key=lambda one: -one[1])
+
+
+def _runs(won: Bools) -> list[tuple[int, int]]:
+    """Runs of batches, from 1, where `won`."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], won, [False]]).astype(np.int8)))
+    return [(int(a) + 1, int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
