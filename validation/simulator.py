@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,13 +106,49 @@ def simulate(
         ``random`` (uniform, from `seed`).
     progress : called with (requests routed, requests) now and then.
     """
+    check_routing(replicas, router)
+    log = RequestLog(trace, limits)
+    engines = [_engine(steps, limits, log, data_parallel) for _ in range(replicas)]
+    serve(trace, log, engines, router=router, seed=seed, progress=progress)
+    return log.rows(trace)
+
+
+def check_routing(replicas: int, router: str) -> None:
+    """Refuse what `serve` cannot route."""
     if replicas < 1:
         raise ValueError(f"replicas must be >= 1, got {replicas}")
     if router not in ROUTERS:
         raise ValueError(f"router must be one of {', '.join(ROUTERS)}, got {router!r}")
-    log = _Log(trace, limits)
-    engines = [_engine(steps, limits, log, data_parallel) for _ in range(replicas)]
-    count = len(trace.t_s)
+
+
+class Served(Protocol):
+    """What a router needs of an engine."""
+
+    @property
+    def load(self) -> int:
+        """Requests waiting and running."""
+        ...
+
+    def receive(self, number: int, at: float) -> None:
+        """A request that arrives now."""
+        ...
+
+    def advance(self, until: float) -> None:
+        """Run every step that starts before `until`."""
+        ...
+
+
+def serve(
+    trace: Trace,
+    log: RequestLog,
+    engines: Sequence[Served],
+    *,
+    router: Router,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Route every request of `trace` in order of arrival, and run the engines until the last has ended."""
+    count, replicas = len(trace.t_s), len(engines)
     choice = np.random.default_rng(seed).integers(0, replicas, count).tolist() if router == "random" else None
     turn = 0
     for number, at in enumerate(trace.t_s.tolist()):
@@ -135,10 +171,9 @@ def simulate(
         engine.advance(NEVER)
     if progress is not None:
         progress(count, count)
-    return log.rows(trace)
 
 
-def _engine(steps: StepTimes, limits: EngineLimits, log: _Log, data_parallel: int) -> Engine | Lockstep:
+def _engine(steps: StepTimes, limits: EngineLimits, log: RequestLog, data_parallel: int) -> Engine | Lockstep:
     if data_parallel == 1:
         return Engine(steps, limits, log)
     if not isinstance(steps, GroupStepTimes):
@@ -146,7 +181,7 @@ def _engine(steps: StepTimes, limits: EngineLimits, log: _Log, data_parallel: in
     return Lockstep(steps, limits, log, data_parallel)
 
 
-class _Log:
+class RequestLog:
     """Requests and their stamps, by number; flat arrays, so that a million requests take tens of megabytes."""
 
     def __init__(self, trace: Trace, limits: EngineLimits) -> None:
@@ -185,7 +220,7 @@ class _Log:
         )
 
 
-class _Prompt:
+class Prompt:
     """A prompt in progress, or one that a preemption sends back: tokens to compute before the next one comes out."""
 
     __slots__ = ("done", "number", "tokens")
@@ -199,48 +234,43 @@ class _PlannedStep:
 
     __slots__ = ("finished", "work")
 
-    def __init__(self, work: Work, finished: list[_Prompt]) -> None:
+    def __init__(self, work: Work, finished: list[Prompt]) -> None:
         self.work, self.finished = work, finished
 
 
-class Engine:
-    """One scheduler with its KV cache; `advance` runs it up to a time, `receive` gives it a request."""
+class Scheduler:
+    """Queue, prompts and KV cache of one engine: who is admitted, whose prompt a step computes, who loses its place.
+
+    How the admitted sequences decode is the subclass's.
+    """
 
     __slots__ = (
         "_admitted",
         "_blocked",
-        "_cached",
-        "_ends",
         "_kv",
         "_limits",
         "_log",
-        "_offsets",
         "_prompts",
-        "_step",
-        "_steps",
+        "_rows_each",
+        "_shown_s",
         "_waiting",
         "now",
     )
 
-    def __init__(self, steps: StepTimes, limits: EngineLimits, log: _Log) -> None:
-        self._steps, self._limits, self._log = steps, limits, log
+    def __init__(self, limits: EngineLimits, log: RequestLog, first_token_s: float) -> None:
+        self._limits, self._log, self._shown_s = limits, log, first_token_s
         self._kv = KvBlocks(
             limits.blocks, limits.block_size, shared_tokens=log.shared, caching=limits.enable_prefix_caching
         )
         self.now = 0.0
         self._waiting: deque[tuple[int, int]] = deque()
         """(request, tokens it had produced when it lost its place)."""
-        self._prompts: list[_Prompt] = []
-        self._ends: list[tuple[int, int]] = []
-        """(step at whose end it is done, request) of every decoding sequence, a heap."""
+        self._prompts: list[Prompt] = []
         self._admitted: dict[int, int] = {}
-        """Every request that holds blocks, in order of admission, and its tokens less the step number once it decodes;
-        a preemption takes the last."""
-        self._cached = 0
-        """Cached tokens of the decoding sequences."""
-        self._offsets = [0] * limits.block_size
-        """Decoding sequences by (cached tokens - step) modulo the block size: who needs a block at which step."""
-        self._step = 0
+        """Every request that holds blocks, in order of admission, and a number of the subclass's once it decodes; a
+        preemption takes the last."""
+        self._rows_each = 1
+        """Tokens of the step's budget that a decoding sequence takes."""
         self._blocked = False
         """Nothing can be admitted before something ends."""
 
@@ -249,10 +279,139 @@ class Engine:
         """Requests waiting and running."""
         return len(self._waiting) + len(self._admitted)
 
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a place."""
+        return len(self._waiting)
+
     def receive(self, number: int, at: float) -> None:
         """A request that arrives now."""
         self.now = max(self.now, at)
         self._waiting.append((number, 0))
+
+    def _next_blocks(self) -> int:
+        """Blocks that the decoding sequences take in the next step."""
+        raise NotImplementedError
+
+    def _decode(self, number: int, tokens: int, left: int) -> None:
+        """A prompt of `tokens` has given a token, and `left` more are to come."""
+        raise NotImplementedError
+
+    def _stop_decoding(self, number: int, held: int) -> tuple[int, int]:
+        """Take a decoding sequence out, `held` its number in `_admitted`: tokens it has cached, tokens produced."""
+        raise NotImplementedError
+
+    def _schedule(self) -> tuple[list[Chunk], list[Prompt]]:
+        """Chunks of the next step, and the prompts they complete; makes room for the running sequences first."""
+        if not self._prompts and (self._blocked or not self._waiting):
+            return [], []
+        limits, kv, log = self._limits, self._kv, self._log
+        reserved = self._next_blocks()
+        preempted = reserved > kv.free and self._make_room()
+        if preempted:
+            reserved = self._next_blocks()
+        decoding = len(self._admitted) - len(self._prompts)
+        budget = max(limits.max_num_batched_tokens - decoding * self._rows_each, 0)
+        chunks: list[Chunk] = []
+        finished: list[Prompt] = []
+        kept: list[Prompt] = []
+        for prompt in self._prompts:
+            end = min(prompt.done + budget, prompt.tokens)
+            if end > prompt.done:
+                chunks.append((prompt.done, end))
+                budget -= end - prompt.done
+                prompt.done = end
+            (finished if end == prompt.tokens else kept).append(prompt)
+        # blocks that the running sequences take in this very step are not for newcomers
+        spare = kv.free - reserved
+        while self._waiting and budget > 0 and not preempted:
+            if len(self._admitted) >= limits.max_num_seqs:
+                self._blocked = True
+                break
+            number, produced = self._waiting[0]
+            tokens = log.n_in[number] + produced
+            ids = log.ids(number)
+            need = kv.need(ids, tokens)
+            if need > spare:
+                self._blocked = True
+                break
+            self._waiting.popleft()
+            hit = kv.cached_tokens(number, ids, tokens) if ids or produced else 0
+            kv.take(number, ids, tokens)
+            spare -= need
+            self._admitted[number] = 0
+            if not produced and math.isnan(log.scheduled[number]):
+                log.scheduled[number] = self.now
+                log.hits[number] = hit
+            prompt = Prompt(number, tokens, hit)
+            end = min(hit + budget, tokens)
+            chunks.append((hit, end))
+            budget -= end - hit
+            prompt.done = end
+            (finished if end == tokens else kept).append(prompt)
+        self._prompts = kept
+        return chunks, finished
+
+    def _end_prompts(self, finished: list[Prompt]) -> None:
+        """The step that ends now has completed these prompts: each gives its first token."""
+        log = self._log
+        shown = self.now + self._shown_s
+        for prompt in finished:
+            number = prompt.number
+            if math.isnan(log.first[number]):
+                log.first[number] = shown
+            left = log.n_in[number] + log.n_out[number] - prompt.tokens - 1
+            if left:
+                self._decode(number, prompt.tokens, left)
+            else:
+                self._leave(number, prompt.tokens)
+
+    def _leave(self, number: int, tokens: int) -> None:
+        self._log.last[number] = self.now + self._shown_s
+        del self._admitted[number]
+        self._kv.give_back(number, self._log.ids(number), tokens)
+        self._blocked = False
+
+    def _make_room(self) -> bool:
+        """Preempt, last admitted first, until the next step fits; whether anyone had to go."""
+        someone = False
+        while self._next_blocks() > self._kv.free:
+            number, held = self._admitted.popitem()
+            self._preempt(number, held)
+            someone = True
+        return someone
+
+    def _preempt(self, number: int, held: int) -> None:
+        log = self._log
+        prompt = next((one for one in self._prompts if one.number == number), None)
+        if prompt is not None:
+            self._prompts.remove(prompt)
+            tokens = prompt.tokens
+            produced = tokens - log.n_in[number]
+        else:
+            tokens, produced = self._stop_decoding(number, held)
+        self._kv.give_back(number, log.ids(number), tokens, returns=True)
+        log.preemptions[number] += 1
+        self._waiting.appendleft((number, produced))
+        self._blocked = False
+
+
+class Engine(Scheduler):
+    """One engine whose sequences get a token each in every step; `advance` runs it up to a time."""
+
+    __slots__ = ("_cached", "_ends", "_offsets", "_step", "_steps")
+
+    def __init__(self, steps: StepTimes, limits: EngineLimits, log: RequestLog) -> None:
+        super().__init__(limits, log, steps.first_token_s)
+        self._steps = steps
+        # a decoding sequence's number in `_admitted` is its tokens less the step number
+        self._ends: list[tuple[int, int]] = []
+        """(step at whose end it is done, request) of every decoding sequence, a heap."""
+        self._cached = 0
+        """Cached tokens of the decoding sequences."""
+        self._offsets = [0] * limits.block_size
+        """Decoding sequences by (cached tokens - step) modulo the block size: who needs a block at which step."""
+        self._step = 0
 
     def advance(self, until: float) -> None:
         """Run every step that starts before `until`."""
@@ -265,11 +424,6 @@ class Engine:
             else:
                 return
 
-    @property
-    def waiting(self) -> int:
-        """Requests that wait for a place."""
-        return len(self._waiting)
-
     def plan_step(self) -> _PlannedStep:
         """Chunks and running sequences of the next step, for one that is timed outside; `end_step` must follow."""
         chunks, finished = self._schedule()
@@ -281,75 +435,15 @@ class Engine:
         """The planned step ends now."""
         self._complete(step.finished)
 
-    def _schedule(self) -> tuple[list[Chunk], list[_Prompt]]:
-        """Chunks of the next step, and the prompts they complete; makes room for the running sequences first."""
-        if not self._prompts and (self._blocked or not self._waiting):
-            return [], []
-        preempted = self._make_room()
-        limits, kv = self._limits, self._kv
-        budget = limits.max_num_batched_tokens - len(self._ends)
-        chunks: list[Chunk] = []
-        finished: list[_Prompt] = []
-        kept: list[_Prompt] = []
-        for prompt in self._prompts:
-            end = min(prompt.done + budget, prompt.tokens)
-            if end > prompt.done:
-                chunks.append((prompt.done, end))
-                budget -= end - prompt.done
-                prompt.done = end
-            (finished if end == prompt.tokens else kept).append(prompt)
-        # blocks that the running sequences take in this very step are not for newcomers
-        spare = kv.free - self._growth(1)
-        while self._waiting and budget > 0 and not preempted:
-            if len(self._admitted) >= limits.max_num_seqs:
-                self._blocked = True
-                break
-            number, produced = self._waiting[0]
-            tokens = self._log.n_in[number] + produced
-            ids = self._log.ids(number)
-            need = kv.need(ids, tokens)
-            if need > spare:
-                self._blocked = True
-                break
-            self._waiting.popleft()
-            hit = kv.cached_tokens(number, ids, tokens) if ids or produced else 0
-            kv.take(number, ids, tokens)
-            spare -= need
-            self._admitted[number] = 0
-            if not produced and math.isnan(self._log.scheduled[number]):
-                self._log.scheduled[number] = self.now
-                self._log.hits[number] = hit
-            prompt = _Prompt(number, tokens, hit)
-            end = min(hit + budget, tokens)
-            chunks.append((hit, end))
-            budget -= end - hit
-            prompt.done = end
-            (finished if end == tokens else kept).append(prompt)
-        self._prompts = kept
-        return chunks, finished
-
-    def _mixed_step(self, chunks: list[Chunk], finished: list[_Prompt]) -> None:
+    def _mixed_step(self, chunks: list[Chunk], finished: list[Prompt]) -> None:
         """One step: every running sequence a token, and the chunks."""
         self.now += self._steps.mixed(chunks, len(finished), len(self._ends), self._cached)
         self._complete(finished)
 
-    def _complete(self, finished: list[_Prompt]) -> None:
+    def _complete(self, finished: list[Prompt]) -> None:
         """What a step that ends now has done: every running sequence a token, and the first one of `finished`."""
         self._step_done(1, len(self._ends))
-        log = self._log
-        shown = self.now + self._steps.first_token_s
-        for prompt in finished:
-            number = prompt.number
-            if math.isnan(log.first[number]):
-                log.first[number] = shown
-            left = log.n_in[number] + log.n_out[number] - prompt.tokens - 1
-            self._admitted[number] = prompt.tokens - self._step
-            if left:
-                heappush(self._ends, (self._step + left, number))
-                self._cached += prompt.tokens
-                self._offsets[(prompt.tokens - self._step) % self._limits.block_size] += 1
-            else:
-                self._leave(number, prompt.tokens)
+        self._end_prompts(finished)
 
     def _decode_steps(self, until: float) -> None:
         """Decode steps up to the next end, full cache or `until`, whichever is first."""
@@ -382,11 +476,23 @@ class Engine:
             self._offsets[(tokens - step) % self._limits.block_size] -= 1
             self._leave(number, tokens)
 
-    def _leave(self, number: int, tokens: int) -> None:
-        self._log.last[number] = self.now + self._steps.first_token_s
-        del self._admitted[number]
-        self._kv.give_back(number, self._log.ids(number), tokens)
-        self._blocked = False
+    def _decode(self, number: int, tokens: int, left: int) -> None:
+        self._admitted[number] = tokens - self._step
+        heappush(self._ends, (self._step + left, number))
+        self._cached += tokens
+        self._offsets[(tokens - self._step) % self._limits.block_size] += 1
+
+    def _stop_decoding(self, number: int, held: int) -> tuple[int, int]:
+        tokens = held + self._step
+        at = next(i for i, end in enumerate(self._ends) if end[1] == number)
+        self._ends.pop(at)
+        self._ends.sort()
+        self._cached -= tokens
+        self._offsets[(tokens - self._step) % self._limits.block_size] -= 1
+        return tokens, tokens - self._log.n_in[number] + 1
+
+    def _next_blocks(self) -> int:
+        return self._growth(1)
 
     def _growth(self, count: int) -> int:
         """Blocks that the running sequences take in the next `count` steps."""
@@ -410,36 +516,6 @@ class Engine:
             low, high = (middle, high) if self._growth(middle) <= free else (low, middle - 1)
         return low
 
-    def _make_room(self) -> bool:
-        """Preempt, last admitted first, until the next step fits; whether anyone had to go."""
-        someone = False
-        while self._ends and self._growth(1) > self._kv.free:
-            number, tokens = self._admitted.popitem()
-            self._preempt(number, tokens)
-            someone = True
-        return someone
-
-    def _preempt(self, number: int, start: int) -> None:
-        log = self._log
-        ids = log.ids(number)
-        prompt = next((one for one in self._prompts if one.number == number), None)
-        if prompt is not None:
-            self._prompts.remove(prompt)
-            self._kv.give_back(number, ids, prompt.tokens, returns=True)
-            produced = prompt.tokens - log.n_in[number]
-        else:
-            tokens = start + self._step
-            at = next(i for i, end in enumerate(self._ends) if end[1] == number)
-            self._ends.pop(at)
-            self._ends.sort()
-            self._cached -= tokens
-            self._offsets[(tokens - self._step) % self._limits.block_size] -= 1
-            self._kv.give_back(number, ids, tokens, returns=True)
-            produced = tokens - log.n_in[number] + 1
-        log.preemptions[number] += 1
-        self._waiting.appendleft((number, produced))
-        self._blocked = False
-
 
 class Lockstep:
     """Attention replicas of one engine whose experts are shared: every step is one of all of them, the slowest counts.
@@ -448,7 +524,7 @@ class Lockstep:
     step, since any replica's prompt is an event of all.
     """
 
-    def __init__(self, steps: GroupStepTimes, limits: EngineLimits, log: _Log, replicas: int) -> None:
+    def __init__(self, steps: GroupStepTimes, limits: EngineLimits, log: RequestLog, replicas: int) -> None:
         self._steps = steps
         self._ranks = [Engine(steps, limits, log) for _ in range(replicas)]
         self.now = 0.0
