@@ -14,14 +14,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from servecast.calibration.public import KernelReport, fit_kernels, load_runs
-from servecast.validation import silicon, vllm_runs
+from servecast.validation import silicon, speculation_scores, vllm_runs
 
-PARTS = ("kernels", "silicon", "vllm-runs")
+PARTS = ("kernels", "silicon", "vllm-runs", "speculation")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,9 @@ class Scores:
     kernels: Sequence[KernelReport] = ()
     silicon: Sequence[silicon.Score] = ()
     vllm_runs: Sequence[vllm_runs.RunScore] = ()
+    sweeps: Sequence[speculation_scores.SweepScore] = ()
+    settings: Sequence[speculation_scores.SettingScore] = ()
+    transfers: Sequence[speculation_scores.Transfer] = ()
 
 
 def data_folder(given: Path | None = None) -> Path:
@@ -82,29 +85,53 @@ def _run(folder: Path, parts: Sequence[str]) -> Scores:
     runs = vllm_runs.score_runs(folder) if "vllm-runs" in parts else ()
     if parts == ("vllm-runs",):
         return Scores(vllm_runs=runs)
+    speculation = _speculation(folder) if "speculation" in parts else Scores()
+    if parts == ("speculation",):
+        return speculation
     kernels, reports = fit_kernels(folder)
     if "silicon" not in parts:
         return Scores(kernels=reports)
     tick = _tick if sys.stderr.isatty() else None
-    return Scores(kernels=reports, silicon=silicon.all_scores(load_runs(folder, kernels), tick=tick), vllm_runs=runs)
+    measured = silicon.all_scores(load_runs(folder, kernels), tick=tick)
+    return replace(speculation, kernels=reports, silicon=measured, vllm_runs=runs)
+
+
+def _speculation(folder: Path) -> Scores:
+    return Scores(
+        sweeps=speculation_scores.sweep_scores(folder),
+        settings=speculation_scores.setting_scores(folder),
+        transfers=speculation_scores.transfers(folder),
+    )
 
 
 def _json(found: Scores, only: str | None) -> str:
     runs = [_row(one) for one in found.vllm_runs]
     if only == "vllm-runs":
         return json.dumps(runs, indent=1, allow_nan=False)
+    drafts = {
+        "sweeps": [_plain(asdict(one)) for one in found.sweeps],
+        "settings": [_plain(asdict(one)) for one in found.settings],
+        "transfers": [_plain(asdict(one)) for one in found.transfers],
+    }
+    if only == "speculation":
+        return json.dumps(drafts, indent=1, allow_nan=False)
     whole: dict[str, Any] = {
         "kernels": [asdict(one) for one in found.kernels],
         "silicon": [asdict(one) for one in found.silicon],
     }
-    return json.dumps(whole if only else whole | {"vllm_runs": runs}, indent=1)
+    return json.dumps(whole if only else whole | {"vllm_runs": runs, "speculation": drafts}, indent=1)
 
 
 def _row(one: vllm_runs.RunScore) -> dict[str, Any]:
     """One figure; null where the truth or the peer's figure is not published, or there is nothing to measure."""
-    found = asdict(one) | {"error": one.error}
+    return _plain(asdict(one) | {"error": one.error})
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Arrays as lists, NaN as null."""
+    values = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in row.items()}
     return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in found.items()
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
     }
 
 
@@ -120,6 +147,12 @@ def _text(found: Scores, only: str | None) -> str:
         )
     if found.vllm_runs:
         parts.append("Whole runs of vLLM, seconds and errors in %\n\n" + vllm_runs.markdown(found.vllm_runs))
+    if found.sweeps:
+        parts.append(
+            "Draft-length sweeps, each batch size from the others\n\n" + speculation_scores.sweep_markdown(found.sweeps)
+        )
+        parts.append("EAGLE-3 settings from the 3-step run\n\n" + speculation_scores.setting_markdown(found.settings))
+        parts.append("Acceptance carried to longer drafts\n\n" + speculation_scores.transfer_markdown(found.transfers))
     return "\n\n".join(parts)
 
 

@@ -66,7 +66,7 @@ def minimise(residuals: Residuals, start: Floats, *, iterations: int = 100, tole
         if better.any():
             value, jacobian = _linearised(residuals, theta)
     value, jacobian = _linearised(residuals, theta)
-    return Solved(parameters=theta, cost=cost, jacobian=jacobian, converged=done)
+    return Solved(parameters=theta, cost=cost, jacobian=jacobian, converged=done & np.isfinite(cost))
 
 
 def _linearised(residuals: Residuals, theta: Floats) -> tuple[Floats, Floats]:

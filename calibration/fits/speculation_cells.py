@@ -66,10 +66,14 @@ INFLATION, INFLATION_BATCHES = 1.25, 4.0
 averaged with what the sweep's own left-out batch sizes show."""
 Z90 = 1.6449
 CONTEXT_PRIOR = (-6.5, 1.5)
-"""Log of the share of a that 1,000 further cached tokens of one request cost, mean and standard deviation."""
+"""Log of the share of a that 1,000 cached tokens of one request cost, mean and standard deviation."""
 IDLE_PRIOR = (-3.0, 1.2)
 """Log of the share of a that an armed step of length 0 costs."""
-LEAST_CELLS = 4
+LEAST_CELLS, MOST_CELLS = 4, 1000
+"""What a fit takes: time grows with the square of the cells, and with the batch sizes to leave out."""
+CLIFF_ROWS, CLIFF_SCORE, CLIFF_SHARE = 512.0, 3.0, 0.1
+"""A cliff is looked for at the cell of most rows, from so many on: it is one where the cell is slower than the others
+foretell by so many standard deviations and by more than this share. Engines run eagerly above their captured sizes."""
 FORMS = tuple(RowForm)
 
 
@@ -86,7 +90,7 @@ class FormFit:
     residuals: Floats
     """Log of measured over fitted, without u. [-]"""
 
-    def seconds(self, reference_context: float, *, has_context: bool, has_idle: bool) -> FormulaCost:
+    def seconds(self, *, has_context: bool, has_idle: bool) -> FormulaCost:
         """T with the fitted numbers."""
         base = float(np.exp(self.theta[0]))
         share = base * np.exp(self.theta)
@@ -101,7 +105,6 @@ class FormFit:
             round_s=float(share[5]),
             draft_s=float(share[6]),
             cached_token_s=float(share[extra]) / 1000.0 if has_context else 0.0,
-            reference_context=reference_context,
             idle_s=float(share[extra + has_context]) if has_idle else None,
         )
 
@@ -137,6 +140,27 @@ class HeldOut:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cliff:
+    """A step that takes `factor` times as long as its rows foretell, from somewhere above `below` rows on."""
+
+    below: float
+    """Most rows of a cell that is not over the edge. [tokens]"""
+    rows: float
+    """Of the cell that is. [tokens]"""
+    factor: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """Cells to predict, flat arrays of one size; context NaN is that of the measured cells."""
+
+    batch: Floats
+    gamma: NDArray[np.int64]
+    context: Floats
+    armed: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CellsFit:
     """Three forms, their weights and what they leave."""
 
@@ -144,7 +168,9 @@ class CellsFit:
     members: tuple[FormFit, ...]
     max_length: int
     reference_context: float
+    """Mean of the measured contexts, which an unknown one stands for; 0 where none is known. [tokens]"""
     has_context: bool
+    """Cells of differing contexts were measured: T has a cache term, 0 at no context."""
     has_idle: bool
     heldout: HeldOut | None
     """None with fewer than three batch sizes."""
@@ -152,31 +178,62 @@ class CellsFit:
     """Factor on the standard deviations of predictions. [-]"""
     dropped: tuple[str, ...]
     """Cells that were left out, one line each."""
+    cliff: Cliff | None = None
 
     def predict(
         self, batch: Floats, gamma: Floats, context: Floats | float | None = None, *, armed: bool = False
     ) -> CellsPrediction:
-        """Speed at (batch, gamma, context), arrays of one shape or broadcast together; `armed` as in `step_seconds`."""
+        """Speed at (batch, gamma, context), arrays that broadcast together; `armed` as in `step_seconds`.
+
+        The interval is that of a measurement, its own noise included.
+        """
         at = np.nan if context is None else context
-        b, k, c = np.broadcast_arrays(
-            np.asarray(batch, dtype=np.float64), np.asarray(gamma, dtype=np.int64), np.asarray(at, dtype=np.float64)
-        )
-        shape = b.shape
-        query = _Query(batch=b.ravel(), gamma=k.ravel(), context=c.ravel(), armed=(k.ravel() == 0) & armed)
-        problem = _Problem(self.cells, self.max_length)
-        means, variances = zip(*(problem.predict(member, query) for member in self.members), strict=True)
-        weights = np.array([member.weight for member in self.members])[:, np.newaxis]
-        mean = (weights * np.array(means)).sum(axis=0)
-        spread = (weights * (np.array(variances) + (np.array(means) - mean) ** 2)).sum(axis=0)
-        sd = self.inflation * np.sqrt(spread)
-        value = np.exp(mean)
+        b, k, c = np.broadcast_arrays(*(np.asarray(one, dtype=np.float64) for one in (batch, gamma, at)))
+        _require_rule("batch", b, (b >= 1.0) & np.isfinite(b), "finite and >= 1")
+        _require_rule("gamma", k, (k >= 0.0) & (k <= self.max_length) & (k % 1.0 == 0.0), f"0 to {self.max_length}")
+        _require_rule("context", c, np.isnan(c) | ((c >= 0.0) & np.isfinite(c)), "finite and >= 0")
+        lengths = k.astype(np.int64)
+        query = Query(batch=b.ravel(), gamma=lengths.ravel(), context=c.ravel(), armed=(lengths.ravel() == 0) & armed)
+        mean, sd = self._blend([(m, v) for m, _, v in self._each(query)])
         return CellsPrediction(
-            tok_s_per_request=value.reshape(shape),
-            sd=sd.reshape(shape),
-            lo=(value * np.exp(-Z90 * sd)).reshape(shape),
-            hi=(value * np.exp(Z90 * sd)).reshape(shape),
+            tok_s_per_request=np.exp(mean).reshape(b.shape),
+            sd=sd.reshape(b.shape),
+            lo=np.exp(mean - Z90 * sd).reshape(b.shape),
+            hi=np.exp(mean + Z90 * sd).reshape(b.shape),
             inside=self.inside(b, k),
         )
+
+    def predict_grid(self, query: Query, width: int) -> tuple[Floats, Floats, Floats]:
+        """Log speeds of `query`, their standard deviation without run noise, and that of each over the fastest.
+
+        Consecutive groups of `width` cells are compared with the fastest of their group: what they share cancels, so
+        of two lengths at one batch the ratio is known much better than either speed. Cells after the last whole group
+        are compared with themselves.
+        """
+        each = self._each(query)
+        mean, sd = self._blend([(m, v - NOISE**2) for m, _, v in each])
+        whole = mean.size // width * width
+        first = mean[:whole].reshape(-1, width).argmax(axis=1) + np.arange(0, whole, width)
+        best = np.append(np.repeat(first, width), np.arange(whole, mean.size))
+        pairs = []
+        for member, (value, slopes, _) in zip(self.members, each, strict=True):
+            apart = slopes - slopes[best]
+            pairs.append((value - value[best], _quadratic(apart, member.covariance)))
+        return mean, sd, self._blend(pairs)[1]
+
+    def _each(self, query: Query) -> list[tuple[Floats, Floats, Floats]]:
+        problem = _Problem(self.cells, self.max_length)
+        found = [problem.predict(member, query) for member in self.members]
+        if self.cliff is None:
+            return found
+        over = np.log(self.cliff.factor) * (query.batch * (query.gamma + 1.0) >= self.cliff.rows)
+        return [(mean - over, slopes, variance) for mean, slopes, variance in found]
+
+    def _blend(self, pairs: list[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
+        """Weighted mean over the forms, and the standard deviation with what they differ by."""
+        weights = np.array([member.weight for member in self.members])
+        mean, variance = _mixture(weights, pairs)
+        return mean, self.inflation * np.sqrt(variance)
 
     def inside(self, batch: Floats, gamma: Floats) -> NDArray[np.bool_]:
         """Whether (batch, gamma) lies among the measured cells."""
@@ -199,33 +256,38 @@ class CellsFit:
     def cost(self) -> FormulaCost:
         """T of the form that explains the cells best."""
         best = max(self.members, key=lambda member: member.weight)
-        return best.seconds(self.reference_context, has_context=self.has_context, has_idle=self.has_idle)
+        return best.seconds(has_context=self.has_context, has_idle=self.has_idle)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Query:
-    batch: Floats
-    gamma: NDArray[np.int64]
-    context: Floats
-    armed: NDArray[np.bool_]
-
-
-def fit_cells(cells: SpeculationCells, *, max_length: int | None = None, hold_out: bool = True) -> CellsFit:
+def fit_cells(
+    cells: SpeculationCells, *, max_length: int | None = None, hold_out: bool = True, few: bool = False
+) -> CellsFit:
     """Fit of a sweep, for draft lengths up to `max_length` or the longest measured.
 
-    Raises ValueError where the cells cannot carry a fit, with the cells to measure next.
+    `few` takes cells that cannot carry a fit by themselves (one draft length with its acceptance and a baseline, say):
+    the priors then decide the rest. Without it such cells are refused, with those to measure next.
     """
     missing = np.flatnonzero(np.isnan(cells.tok_s_per_request))
     if missing.size:
         i = int(missing[0])
         cell = f"batch_size {cells.batch[i]:g}, draft_length {cells.gamma[i]}"
         raise ValueError(f"tok_s_per_request must be measured in every cell to fit, got none at {cell}")
-    cells, dropped = _comparable(merged(cells))
-    _require_enough(cells)
+    cells = merged(cells)
+    if cells.size > MOST_CELLS:
+        raise ValueError(f"cells must be at most {MOST_CELLS} different ones to fit, got {cells.size}")
+    cells, dropped = _comparable(cells)
+    if not few:
+        _require_enough(cells)
     longest = max(int(cells.gamma.max()), max_length or 0)
+    cliff = _cliff(cells, longest)
+    if cliff is not None:
+        cells = cells.take(cells.batch * (cells.gamma + 1.0) < cliff.rows)
+        dropped += (
+            f"a step of {cliff.rows:g} rows takes {cliff.factor:.2f} times what the others foretell: taken as a cliff, "
+            f"somewhere above {cliff.below:g} rows, such as the engine's largest captured graph",
+        )
     problem = _Problem(cells, longest)
-    solved = [problem.solve(form) for form in FORMS]
-    members = problem.members(solved)
+    members = problem.members([problem.solve(form) for form in FORMS])
     heldout = problem.held_out(members) if hold_out and np.unique(cells.batch).size >= 3 else None
     return CellsFit(
         cells=cells,
@@ -237,7 +299,31 @@ def fit_cells(cells: SpeculationCells, *, max_length: int | None = None, hold_ou
         heldout=heldout,
         inflation=INFLATION if heldout is None else heldout.inflation,
         dropped=dropped,
+        cliff=cliff,
     )
+
+
+def _cliff(cells: SpeculationCells, longest: int) -> Cliff | None:
+    """The cell of most rows, where the others foretell a much faster one."""
+    rows = cells.batch * (cells.gamma + 1.0)
+    top = rows == rows.max()
+    if rows.max() < CLIFF_ROWS or top.sum() > 1 or cells.size <= 2 * LEAST_CELLS:
+        return None
+    rest = cells.take(~top)
+    problem = _Problem(rest, longest)
+    members = problem.members([problem.solve(form) for form in FORMS])
+    query = Query(batch=cells.batch[top], gamma=cells.gamma[top], context=cells.context[top], armed=cells.armed[top])
+    pairs = [(mean, variance) for mean, _, variance in (problem.predict(member, query) for member in members)]
+    mean, variance = _mixture(np.array([member.weight for member in members]), pairs)
+    ahead = float(mean[0] - np.log(cells.tok_s_per_request[top][0]))
+    if ahead <= max(CLIFF_SCORE * INFLATION * float(variance[0]) ** 0.5, np.log1p(CLIFF_SHARE)):
+        return None
+    return Cliff(below=float(rows[~top].max()), rows=float(rows.max()), factor=float(np.exp(ahead)))
+
+
+def _require_rule(name: str, values: Floats, good: NDArray[np.bool_], rule: str) -> None:
+    if not good.all():
+        raise ValueError(f"{name} must be {rule}, got {values[~good][0]:g}")
 
 
 def _comparable(cells: SpeculationCells) -> tuple[SpeculationCells, tuple[str, ...]]:
@@ -249,8 +335,10 @@ def _comparable(cells: SpeculationCells) -> tuple[SpeculationCells, tuple[str, .
     plain = (cells.gamma == 0) & ~cells.armed
     dropped: list[str] = []
     kept = np.ones(cells.size, dtype=np.bool_)
+    context = np.nan_to_num(cells.context, nan=-1.0)
     for i in np.flatnonzero(plain):
-        rivals = step[(cells.batch == cells.batch[i]) & (cells.gamma > 0) & np.isfinite(step)]
+        alike = (cells.batch == cells.batch[i]) & (context == context[i])
+        rivals = step[alike & (cells.gamma > 0) & np.isfinite(step)]
         if rivals.size and 1.0 / cells.tok_s_per_request[i] > rivals.min():
             kept[i] = False
             dropped.append(
@@ -280,7 +368,7 @@ def suggested_cells(cells: SpeculationCells, count: int = 3) -> str:
     low, high = (float(cells.batch.min()), float(cells.batch.max())) if cells.size else (1.0, 64.0)
     high = high if high > low else 16.0 * low
     wanted = [(low, 0), (high, 0), (low, 3), (high, 3), (np.round(np.sqrt(low * high)), 3), (low, 5), (high, 5)]
-    missing = [(b, k) for b, k in wanted if (float(b), k) not in have][:count]
+    missing = [(b, k) for b, k in dict.fromkeys(wanted) if (float(b), k) not in have][:count]
     return ", ".join(f"(batch_size {b:g}, draft_length {k})" for b, k in missing)
 
 
@@ -297,7 +385,7 @@ class _Problem:
         self._log_speed = np.log(cells.tok_s_per_request)
         self._log_length = np.log(cells.mean_acceptance_length[self._measured])
         self._covariance = _batch_covariance(cells.batch, cells.batch) + NOISE**2 * np.eye(cells.size)
-        self._query = _Query(batch=cells.batch, gamma=cells.gamma, context=cells.context, armed=cells.armed)
+        self._query = Query(batch=cells.batch, gamma=cells.gamma, context=cells.context, armed=cells.armed)
         extra = [CONTEXT_PRIOR] * self.has_context + [IDLE_PRIOR] * self.has_idle
         walk = [(0.0, WALK)] * longest
         self._prior = np.array([*PRIOR.tolist(), *extra, *walk])
@@ -312,8 +400,9 @@ class _Problem:
         logs = np.log1p(np.cumsum(survival, axis=-1)) + walk
         return np.concatenate([np.zeros((*theta.shape[:-1], 1)), logs], axis=-1)
 
-    def log_speeds(self, form: RowForm, theta: Floats, query: _Query) -> Floats:
-        """ln y without u, [..., cell]."""
+    def log_speeds(self, form: RowForm, theta: Floats, query: Query, lengths: Floats | None = None) -> Floats:
+        """ln y without u, [..., cell]; `lengths` are `log_lengths`, where known."""
+        lengths = self.log_lengths(theta) if lengths is None else lengths
         base, share, tau, row, request, once, draft = (theta[..., i : i + 1] for i in range(7))
         rows = query.batch * (query.gamma + 1.0)
         relative = 1.0 + np.exp(share) * rise(form, rows, np.exp(tau)) + np.exp(row) * rows
@@ -321,14 +410,15 @@ class _Problem:
         relative = relative + np.exp(once) * (query.gamma > 0) + np.exp(draft) * query.gamma
         extra = len(NAMES)
         if self.has_context:
-            beyond = np.where(np.isfinite(query.context), query.context - self.reference_context, 0.0) / 1000.0
-            relative = relative + np.exp(theta[..., extra : extra + 1]) * query.batch * beyond
+            # from no context on, not from the reference: T stays positive wherever it is asked for
+            cached = np.where(np.isfinite(query.context), query.context, self.reference_context) / 1000.0
+            relative = relative + np.exp(theta[..., extra : extra + 1]) * query.batch * cached
             extra += 1
         if query.armed.any():
             # one round's share where no armed cell was measured
             idle = np.exp(theta[..., extra : extra + 1]) if self.has_idle else np.exp(once)
             relative = relative + idle * query.armed
-        return np.asarray(self.log_lengths(theta)[..., query.gamma] - base - np.log(relative))
+        return np.asarray(lengths[..., query.gamma] - base - np.log(relative))
 
     def solve(self, form: RowForm) -> Solved:
         """Optimum from several starts, the best one kept."""
@@ -357,10 +447,12 @@ class _Problem:
             for i, (form, one) in enumerate(zip(FORMS, solved, strict=True))
         )
 
-    def predict(self, member: FormFit, query: _Query, kept: NDArray[np.bool_] | None = None) -> tuple[Floats, Floats]:
-        """Mean and variance of ln y at `query`, from the cells `kept` (universal kriging of u)."""
+    def predict(
+        self, member: FormFit, query: Query, kept: NDArray[np.bool_] | None = None
+    ) -> tuple[Floats, Floats, Floats]:
+        """Mean of ln y at `query` from the cells `kept` (universal kriging of u), its slopes, its variance."""
         rows = np.flatnonzero(np.ones(self.cells.size, dtype=np.bool_) if kept is None else kept)
-        own = _Query(
+        own = Query(
             batch=self.cells.batch[rows],
             gamma=self.cells.gamma[rows],
             context=self.cells.context[rows],
@@ -371,9 +463,9 @@ class _Problem:
         here, own_slopes = self._with_slopes(member.form, member.theta, own)
         mean = at + towards @ (self._log_speed[rows] - here)
         net = slopes - towards @ own_slopes
-        variance = np.einsum("np,pq,nq->n", net, member.covariance, net) + NOISE**2 + BATCH_SD**2
+        variance = _quadratic(net, member.covariance) + NOISE**2 + BATCH_SD**2
         variance -= np.einsum("nm,nm->n", towards, _batch_covariance(query.batch, own.batch))
-        return mean, variance
+        return mean, net, variance
 
     def held_out(self, members: tuple[FormFit, ...]) -> HeldOut:
         """Leave one batch size out; every form, all folds at once."""
@@ -390,17 +482,15 @@ class _Problem:
         for fold, keep in enumerate(keeps):
             out = ~keep
             fitted = self.members([_only(one, fold) for one in refits])
-            query = _Query(
+            query = Query(
                 batch=self.cells.batch[out],
                 gamma=self.cells.gamma[out],
                 context=self.cells.context[out],
                 armed=self.cells.armed[out],
             )
-            pairs = [self.predict(member, query, keep) for member in fitted]
-            weights = np.array([member.weight for member in fitted])[:, np.newaxis]
-            means, variances = np.array([m for m, _ in pairs]), np.array([v for _, v in pairs])
-            mean = (weights * means).sum(axis=0)
-            sd = np.sqrt((weights * (variances + (means - mean) ** 2)).sum(axis=0))
+            pairs = [(m, v) for m, _, v in (self.predict(member, query, keep) for member in fitted)]
+            mean, variance = _mixture(np.array([member.weight for member in fitted]), pairs)
+            sd = np.sqrt(variance)
             error[out] = np.expm1(mean - self._log_speed[out])
             score[out] = (mean - self._log_speed[out]) / sd
         outside = (self.cells.batch == batches[0]) | (self.cells.batch == batches[-1])
@@ -417,7 +507,7 @@ class _Problem:
             inflation=inflation,
         )
 
-    def _with_slopes(self, form: RowForm, theta: Floats, query: _Query) -> tuple[Floats, Floats]:
+    def _with_slopes(self, form: RowForm, theta: Floats, query: Query) -> tuple[Floats, Floats]:
         steps = 1e-6 * np.maximum(np.abs(theta), 1.0)
         around = np.vstack([theta, theta + np.diag(steps)])
         values = self.log_speeds(form, around, query)
@@ -437,17 +527,30 @@ class _Problem:
         return out
 
     def _residuals(self, form: RowForm, theta: Floats, whitening: Floats) -> Floats:
-        raw = self.log_speeds(form, theta, self._query) - self._log_speed
-        kernel = whitening if raw.ndim == 2 else whitening[:, np.newaxis]
-        white = (kernel @ raw[..., np.newaxis])[..., 0]
+        log_lengths = self.log_lengths(theta)
+        raw = self.log_speeds(form, theta, self._query, log_lengths) - self._log_speed
+        stacked = raw[:, np.newaxis] if raw.ndim == 2 else raw
+        white = (stacked @ np.swapaxes(whitening, 1, 2)).reshape(raw.shape)
         prior = (theta[..., 1:] - self._prior[:, 0]) / self._prior[:, 1]
-        lengths = self.log_lengths(theta)[..., self.cells.gamma[self._measured]] - self._log_length
+        lengths = log_lengths[..., self.cells.gamma[self._measured]] - self._log_length
         return np.concatenate([white, prior, lengths / LENGTH_NOISE], axis=-1)
 
 
 def _batch_covariance(first: Floats, second: Floats) -> Floats:
     apart = np.log2(first)[:, np.newaxis] - np.log2(second)
     return np.asarray(BATCH_SD**2 * np.exp(-0.5 * (apart / BATCH_REACH) ** 2))
+
+
+def _quadratic(slopes: Floats, covariance: Floats) -> Floats:
+    """Variance of each row of `slopes` [n, p]."""
+    return np.asarray(((slopes @ covariance) * slopes).sum(axis=1))
+
+
+def _mixture(weights: Floats, pairs: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
+    """Mean and variance of a mixture of normals, cell by cell."""
+    means, variances = np.array([m for m, _ in pairs]), np.array([v for _, v in pairs])
+    mean = weights @ means
+    return mean, weights @ (variances + (means - mean) ** 2)
 
 
 def _only(solved: Solved, i: int) -> Solved:
