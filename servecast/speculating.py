@@ -229,6 +229,7 @@ def _forecasts(
     table: SpeedTable, schedule: DraftLengthSchedule, feasible: Bools, static: int
 ) -> tuple[BatchForecast, ...]:
     found = []
+    steps = table.step_s
     for c, context in enumerate(table.contexts.tolist()):
         for batch in shown_batches(schedule):
             i = batch - 1
@@ -243,7 +244,7 @@ def _forecasts(
                     draft_length=k,
                     goodput_tok_s=Prediction(value=batch * speed, lo=batch * lo, hi=batch * hi, calibrated=known),
                     tpot_s=Prediction(value=1.0 / speed, lo=1.0 / hi, hi=1.0 / lo, calibrated=known),
-                    step_s=float(table.step_s[c, i, k]),
+                    step_s=float(steps[c, i, k]),
                     over_static=speed / float(table.tok_s[c, i, static]) - 1.0,
                     over_off=speed / float(table.off_tok_s[c, i]) - 1.0,
                     meets=bool(feasible[c, i, k]),

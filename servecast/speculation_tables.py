@@ -196,23 +196,32 @@ def _variances(fit: CellsFit, tokens: Floats) -> Floats:
     """Of the sweep's own decaying acceptance, bent to the fitted mean of each length."""
     best = max(fit.members, key=lambda member: member.weight)
     first, decay = 1.0 / (1.0 + np.exp(-best.theta[7])), best.theta[8]
-    whole = np.minimum(depth_decay_survival(first, min(decay, 1.0), max(tokens.size - 1, 1)), 1.0)
-    return np.array([_variance_at(whole[:k], mean) for k, mean in enumerate(tokens.tolist())])
+    survival = np.minimum(depth_decay_survival(first, min(decay, 1.0), max(tokens.size - 1, 1)), 1.0)
+    return _bent_variances(survival, tokens)
 
 
 def _curve_variances(curve: AcceptanceCurve, tokens: Floats) -> Floats:
     if curve.survival is not None:
         return np.array([float(acceptance_variance(curve.survival[k])) if k else 0.0 for k in range(tokens.size)])
-    # a geometric step with this mean where no survival is known: the widest of the usual forms
-    return np.array([_variance_at(np.full(k, 0.5) ** np.arange(1, k + 1), mean) for k, mean in enumerate(tokens)])
+    # a geometric step with this mean where no survival is known
+    return _bent_variances(0.5 ** np.arange(1, tokens.size), tokens)
 
 
-def _variance_at(survival: Floats, mean: float) -> float:
-    from servecast.model.acceptance import survival_with_mean
+def _bent_variances(survival: Floats, tokens: Floats) -> Floats:
+    """Variance of a step of each length K whose survival is P_1 .. P_K to the power at which its mean is `tokens`.
 
-    if not survival.size:
-        return 0.0
-    return float(acceptance_variance(survival_with_mean(survival, float(np.clip(mean, 1.0, survival.size + 1.0)))))
+    All lengths in one bisection: `servecast.model.acceptance.survival_with_mean` does one exactly.
+    """
+    lengths = np.arange(1, tokens.size)
+    inside = np.arange(1, tokens.size) <= lengths[:, np.newaxis]
+    logs = np.where(inside, np.log(np.maximum(survival[: tokens.size - 1], 1e-300)), -np.inf)
+    low, high = np.full(lengths.size, -14.0), np.full(lengths.size, 14.0)
+    for _ in range(50):
+        middle = 0.5 * (low + high)
+        more = 1.0 + np.exp(logs * np.exp(middle)[:, np.newaxis]).sum(axis=1) > tokens[1:]
+        low, high = np.where(more, middle, low), np.where(more, high, middle)
+    bent = np.exp(logs * np.exp(low)[:, np.newaxis])
+    return np.append(0.0, acceptance_variance(bent)) if lengths.size else np.zeros(1)
 
 
 def with_contexts(table: SpeedTable, contexts: Floats, *, cached_token_s: float, reference: float) -> SpeedTable:

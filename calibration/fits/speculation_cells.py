@@ -276,7 +276,7 @@ def fit_cells(
     if cells.size > MOST_CELLS:
         raise ValueError(f"cells must be at most {MOST_CELLS} different ones to fit, got {cells.size}")
     cells, dropped = _comparable(cells)
-    if not few:
+    if not few or not cells.size:
         _require_enough(cells)
     longest = max(int(cells.gamma.max()), max_length or 0)
     cliff = _cliff(cells, longest)
@@ -367,8 +367,8 @@ def suggested_cells(cells: SpeculationCells, count: int = 3) -> str:
     have = {(float(b), int(k)) for b, k in zip(cells.batch, cells.gamma, strict=True)}
     low, high = (float(cells.batch.min()), float(cells.batch.max())) if cells.size else (1.0, 64.0)
     high = high if high > low else 16.0 * low
-    wanted = [(low, 0), (high, 0), (low, 3), (high, 3), (np.round(np.sqrt(low * high)), 3), (low, 5), (high, 5)]
-    missing = [(b, k) for b, k in dict.fromkeys(wanted) if (float(b), k) not in have][:count]
+    wanted = [(low, 0), (high, 0), (low, 3), (high, 3), (float(np.round(np.sqrt(low * high))), 3), (low, 5), (high, 5)]
+    missing = [(b, k) for b, k in dict.fromkeys(wanted) if (b, k) not in have][:count]
     return ", ".join(f"(batch_size {b:g}, draft_length {k})" for b, k in missing)
 
 
@@ -537,8 +537,10 @@ class _Problem:
 
 
 def _batch_covariance(first: Floats, second: Floats) -> Floats:
-    apart = np.log2(first)[:, np.newaxis] - np.log2(second)
-    return np.asarray(BATCH_SD**2 * np.exp(-0.5 * (apart / BATCH_REACH) ** 2))
+    # a table asks for thousands of cells of a few dozen batch sizes
+    sizes, back = np.unique(first, return_inverse=True)
+    apart = np.log2(sizes)[:, np.newaxis] - np.log2(second)
+    return np.asarray((BATCH_SD**2 * np.exp(-0.5 * (apart / BATCH_REACH) ** 2))[back.reshape(-1)])
 
 
 def _quadratic(slopes: Floats, covariance: Floats) -> Floats:
