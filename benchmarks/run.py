@@ -251,6 +251,69 @@ def percentiles() -> list[Figure]:
     ]
 
 
+def speculating() -> list[Figure]:
+    """A sweep of 18 made-up cells: its fit, the whole table with its schedules, and the command as a process."""
+    from servecast.calibration.fits.speculation_cells import fit_cells
+    from servecast.model.speculation_cells import SpeculationCells
+    from servecast.model.speculation_cost import FormulaCost, RowForm, step_seconds
+    from servecast.speculating import plan_speculation
+    from servecast.speculation_tables import table_from_cells
+
+    cost = FormulaCost(
+        form=RowForm.HYPERBOLIC,
+        base_s=9e-3,
+        rise_s=1.2e-2,
+        rise_rows=40.0,
+        row_s=4e-5,
+        request_s=2e-5,
+        round_s=1e-3,
+        draft_s=2e-4,
+        cached_token_s=2e-9,
+    )
+    grid = [(b, k, c) for b in (1, 16, 64) for k in (0, 3, 6) for c in (1000, 8000)]
+    batch, gamma, context = np.array(grid, dtype=np.float64).T
+    tokens = (1.0 - 0.75 ** (gamma + 1.0)) / 0.25
+    cells = SpeculationCells(
+        batch=batch,
+        gamma=gamma.astype(np.int64),
+        tok_s_per_request=tokens / step_seconds(cost, batch, gamma, context),
+        mean_acceptance_length=np.full(batch.size, np.nan),
+        context=context,
+        armed=np.zeros(batch.size, dtype=np.bool_),
+    )
+    fit = fit_cells(cells, max_length=16)
+
+    def table() -> object:
+        return table_from_cells(fit, max_batch=512, max_length=16, contexts=np.linspace(1000.0, 32000.0, 8))
+
+    made = table_from_cells(fit, max_batch=512, max_length=16, contexts=np.linspace(1000.0, 32000.0, 8))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "cells.csv")
+        rows = [f"{b:g},{k:g},{c:g},{y:.6g}" for (b, k, c), y in zip(grid, cells.tok_s_per_request, strict=True)]
+        path.write_text("\n".join(["batch_size,draft_length,context_tokens,tok_s_per_request", *rows]) + "\n")
+        command = ["-c", "from servecast.cli import main; main()", "speculate", "--cells", str(path), "--json"]
+        cold = process_seconds(command)
+    return [
+        Figure(
+            name="draft-length table, batch 1-512 x length 0-16 x 8 contexts, with intervals",
+            value=1e3 * median_seconds(9, table),
+            unit="ms",
+            bar="<= 50",
+        ),
+        Figure(
+            name="its schedules, one per context and one for all",
+            value=1e3 * median_seconds(9, lambda: plan_speculation(made, explain=False)),
+            unit="ms",
+        ),
+        Figure(
+            name="fit of 18 cells with every batch size left out in turn",
+            value=1e3 * median_seconds(5, lambda: fit_cells(cells, max_length=16)),
+            unit="ms",
+        ),
+        Figure(name="`servecast speculate`, cold process", value=cold, unit="s", bar="<= 1.0"),
+    ]
+
+
 def predicting() -> list[Figure]:
     """A large table of operating points, as records and as CSV."""
     import servecast
@@ -381,7 +444,13 @@ def main() -> None:
     given = parser.parse_args()
     with trace_file() as (name, path):
         figures = (
-            planning(name, path) + mixing() + simulating(name, path) + predicting() + reading(name, path) + importing()
+            planning(name, path)
+            + mixing()
+            + simulating(name, path)
+            + speculating()
+            + predicting()
+            + reading(name, path)
+            + importing()
         )
     if given.install:
         figures += installing()

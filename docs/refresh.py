@@ -1,4 +1,5 @@
-"""Redo what the documentation prints: ``python docs/refresh.py [--transcripts] [--scores FILE] [--speed FILE]``.
+"""Redo what the documentation prints: ``python docs/refresh.py [--transcripts] [--scores FILE] [--speed FILE]
+[--speculation DATA]``.
 
 Transcripts are run here and now. FILE is what ``python -m servecast.validation.public --json`` (needs SERVECAST_DATA)
 and ``python benchmarks/run.py --install --json`` print. Results go to docs/tables/ and the README.
@@ -7,7 +8,9 @@ and ``python benchmarks/run.py --install --json`` print. Results go to docs/tabl
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import os
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -31,9 +34,13 @@ TRANSCRIPTS = {
     "plan": "plan --trace example --model Llama-3.1-70B --gpu h100=2.9 --gpu h200=3.5 --gpu l40s=1.1"
     " --slo ttft_p99=2s --slo tpot_p99=50ms",
     "predict": "predict --model Qwen3-32B --gpu h100 --tp 4 --concurrency 32 --isl 1024 --osl 512",
+    "speculate": "speculate --model Llama-3.1-70B --gpu h100 --tp 4 --acceptance examples/eagle3_acceptance.csv"
+    " --method eagle3 --draft-model my/eagle3-head --max-batch 128 --slo tpot_mean=30ms",
     "trace": "trace example",
 }
 Row = Mapping[str, Any]
+SHOWN_SHARE = 0.8
+"""Arrival rate of the table of policies, of what the engine completes without speculation."""
 
 
 def percent(share: float | None) -> str:
@@ -134,7 +141,8 @@ def speed(figures: Iterable[Row]) -> str:
 
 
 def transcript(arguments: str) -> str:
-    """A command as typed, and what it prints."""
+    """A command as typed in the project's root, and what it prints."""
+    os.chdir(DOCS.parent)
     result = CliRunner().invoke(servecast, shlex.split(arguments))
     if result.exit_code:
         raise RuntimeError(f"servecast {arguments}: {result.output}")
@@ -153,13 +161,69 @@ def between(name: str, table: str) -> None:
     README.write_text(f"{before}{start}\n\n{table}\n\n{end}{after}", encoding="utf-8")
 
 
+def speculation(folder: Path) -> None:
+    """Tables of the speculation page: public data, and the runs of figures/speculation_comparison.csv."""
+    from servecast.validation import speculation_scores as scores
+
+    tables = {
+        "sweeps": scores.sweep_markdown(scores.sweep_scores(folder)),
+        "settings": scores.setting_markdown(scores.setting_scores(folder)),
+        "transfer": scores.transfer_markdown(scores.transfers(folder)),
+    }
+    with (DOCS / "figures" / "speculation_comparison.csv").open(newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    tables |= {"policies": policies(rows), "claims": claims(rows)}
+    for name, table in tables.items():
+        (DOCS / "tables" / f"speculation_{name}.md").write_text(table + "\n", encoding="utf-8")
+
+
+def policies(rows: list[dict[str, str]]) -> str:
+    """Mean and p99 latency and attainment of every policy, one rate of every system and trace."""
+    lines = [
+        "| system, trace, rate | policy | tokens per step | TPOT mean / p99 [ms] | end to end mean / p99 [s] | in limits |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if float(row["share"]) != SHOWN_SHARE:
+            continue
+        tpot = f"{1e3 * float(row['tpot_mean_s']):.1f} / {1e3 * float(row['tpot_p99_s']):.1f}"
+        whole = f"{float(row['e2e_mean_s']):.2f} / {float(row['e2e_p99_s']):.2f}"
+        lines.append(
+            f"| {row['system']}, {row['trace']}, {row['share']} | {row['policy']} | {float(row['tokens_per_round']):.2f} "
+            f"| {tpot} | {whole} | {float(row['slo_attainment']):.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def claims(rows: list[dict[str, str]]) -> str:
+    """Speed-up (mean TPOT) over the scripted baselines, smallest to largest over systems, traces and rates."""
+    baselines = ("no speculation", "static 1", "static 3", "static 5", "confidence stop")
+    cases: dict[tuple[str, ...], dict[str, float]] = {}
+    for row in rows:
+        key = row["system"], row["trace"], row["share"]
+        cases.setdefault(key, {})[row["policy"]] = float(row["tpot_mean_s"])
+    lines = ["| policy | over the best baseline of each case | over the worst |", "|---|---|---|"]
+    lines.append("| SpecServe v1, as reported | 1.14 to 14.3 over other systems | |")
+    lines.append("| SpecServe v2 (AdaSpec), as reported | up to 1.66 | |")
+    for policy in (one for one in next(iter(cases.values())) if one not in baselines):
+        ends = [
+            [pick(case[name] for name in baselines) / case[policy] for case in cases.values()] for pick in (min, max)
+        ]
+        cells = [f"{min(ratios):.2f} to {max(ratios):.2f}" for ratios in ends]
+        lines.append(f"| {policy}, here | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--transcripts", action="store_true")
     parser.add_argument("--scores", type=Path)
     parser.add_argument("--speed", type=Path)
+    parser.add_argument("--speculation", type=Path, help="folder of the public data")
     given = parser.parse_args()
+    if given.speculation:
+        speculation(given.speculation.resolve())
     for name, arguments in TRANSCRIPTS.items() if given.transcripts else ():
         words = transcript(arguments)
         (DOCS / "tables" / f"{name}.txt").write_text(words, encoding="utf-8")

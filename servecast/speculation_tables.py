@@ -187,9 +187,9 @@ class _OverBatches:
 
 
 def _measured(curve: AcceptanceCurve, lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
-    known = curve.measured.copy()
-    known[0] = True
-    return known[lengths]
+    """Up to the longest measured draft: between measured lengths a curve is interpolated."""
+    known = np.flatnonzero(curve.measured)
+    return np.asarray(lengths <= (known.max() if known.size else 0))
 
 
 def _variances(fit: CellsFit, tokens: Floats) -> Floats:

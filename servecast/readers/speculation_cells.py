@@ -34,7 +34,7 @@ def read_cells(path: str | Path, *, speed_required: bool = True) -> SpeculationC
     """
     path = Path(path)
     if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path}: must be at most {MAX_BYTES >> 20} MiB, got {path.stat().st_size >> 20} MiB")
+        raise ValueError(f"{path}: must be at most {MAX_BYTES >> 20} MiB, got {path.stat().st_size} bytes")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
@@ -74,7 +74,7 @@ def _table(path: Path, text: str) -> tuple[list[str], list[tuple[int, dict[str, 
             if not any(fields):
                 continue
             if not names:
-                names = fields
+                names = [" ".join(field.split()) for field in fields]  # refusals are one line
                 continue
             if len(fields) != len(names):
                 raise ValueError(

@@ -1,84 +1,18 @@
-"""Fit of a draft-length sweep: round trips, coverage, laws, refusals, and its held-out error on public sweeps."""
+"""Fit of a draft-length sweep: round trips, coverage of the intervals, and the laws a fit obeys."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from speculation_sweeps import FORMS, TRUTH, cells_of, everywhere, joined, noisy_sweep, synthetic, true_lengths
 
 from servecast.calibration.fits import speculation_cells as fits
-from servecast.calibration.fits.speculation_cells import CellsFit, fit_cells, suggested_cells
+from servecast.calibration.fits.speculation_cells import fit_cells
 from servecast.model.speculation_cells import SpeculationCells
 from servecast.model.speculation_cost import FormulaCost, RowForm, step_seconds
-from servecast.readers.speculation_cells import read_cells
-
-Floats = NDArray[np.float64]
-FORMS = list(RowForm)
-
-# a step like that of reference page 4.8 (DeepSeek-V4-Pro on 8 B300), away from the fit's priors
-TRUTH: dict[str, Any] = {
-    "base_s": 9.5e-3,
-    "rise_s": 10e-3,
-    "rise_rows": 30.0,
-    "row_s": 4.5e-5,
-    "request_s": 2e-5,
-    "round_s": 1.2e-3,
-    "draft_s": 1.5e-4,
-}
-SWEEP = ((1, 4, 16, 64), (0, 1, 2, 3, 5))
-
-
-def true_lengths(first: float = 0.84, decay: float = 0.94, longest: int = 8) -> Floats:
-    """1 + a + a (a r) + ..., position by position."""
-    lengths, survival = [1.0], 1.0
-    for position in range(longest):
-        survival *= first * decay**position
-        lengths.append(lengths[-1] + survival)
-    return np.array(lengths)
-
-
-def synthetic(
-    cost: FormulaCost,
-    batches: Sequence[int] = SWEEP[0],
-    gammas: Sequence[int] = SWEEP[1],
-    contexts: Sequence[float] = (math.nan,),
-    lengths: Floats | None = None,
-) -> SpeculationCells:
-    """Noise-free cells of every combination; an unknown context costs nothing."""
-    batch, gamma, context = (one.ravel() for one in np.meshgrid(batches, gammas, contexts, indexing="ij"))
-    known = true_lengths() if lengths is None else lengths
-    seconds = step_seconds(cost, batch, gamma, np.nan_to_num(context))
-    return cells_of(batch, gamma, known[gamma] / seconds, context=context)
-
-
-def cells_of(batch: Any, gamma: Any, speed: Any, **columns: Any) -> SpeculationCells:
-    size = len(np.asarray(batch))
-    return SpeculationCells(
-        batch=np.asarray(batch, dtype=np.float64),
-        gamma=np.asarray(gamma, dtype=np.int64),
-        tok_s_per_request=np.asarray(speed, dtype=np.float64),
-        mean_acceptance_length=np.asarray(columns.get("lengths", [math.nan] * size), dtype=np.float64),
-        context=np.asarray(columns.get("context", [math.nan] * size), dtype=np.float64),
-        armed=np.asarray(columns.get("armed", [False] * size), dtype=np.bool_),
-    )
-
-
-def joined(*parts: SpeculationCells) -> SpeculationCells:
-    names = [field.name for field in dataclasses.fields(SpeculationCells)]
-    return SpeculationCells(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
-
-
-def everywhere(fit: CellsFit) -> Floats:
-    """Predictions over the plane, as logarithms."""
-    batch, gamma = np.meshgrid([1.0, 3.0, 24.0, 64.0, 128.0], np.arange(fit.max_length + 1), indexing="ij")
-    return np.log(fit.predict(batch, gamma).tok_s_per_request)
-
 
 # ---- round trips ---------------------------------------------------------------------------------------
 
@@ -253,9 +187,7 @@ def test_intervals_cover_what_they_say() -> None:
 
 @pytest.fixture(scope="module")
 def noisy() -> SpeculationCells:
-    rng = np.random.default_rng(7)
-    cells = synthetic(FormulaCost(form=RowForm.LOGARITHMIC, **TRUTH))
-    return dataclasses.replace(cells, tok_s_per_request=cells.tok_s_per_request * rng.normal(1.0, 0.02, cells.size))
+    return noisy_sweep()
 
 
 def test_seconds_scale(noisy: SpeculationCells) -> None:
@@ -335,190 +267,3 @@ def test_grid_agrees_with_single_predictions(noisy: SpeculationCells) -> None:
     np.testing.assert_allclose(sd**2 + (fit.inflation * fits.NOISE) ** 2, single.sd**2, rtol=1e-9)
     fastest = logs.reshape(2, 6).argmax(axis=1)
     np.testing.assert_array_equal(apart.reshape(2, 6)[[0, 1], fastest], [0.0, 0.0])
-
-
-# ---- what is refused or left out -----------------------------------------------------------------------
-
-
-def test_a_cell_without_speed_is_refused(noisy: SpeculationCells) -> None:
-    speed = noisy.tok_s_per_request.copy()
-    speed[7] = math.nan
-    message = "tok_s_per_request must be measured in every cell to fit, got none at batch_size 4, draft_length 2"
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        fit_cells(dataclasses.replace(noisy, tok_s_per_request=speed))
-
-
-@pytest.mark.parametrize(
-    ("batch", "gamma", "message"),
-    [
-        (
-            [1, 8, 8],
-            [0, 0, 3],
-            r"cells must be at least 4 with 2 draft lengths, got 3 with 2; measure \(batch_size 1, draft_length 3\), "
-            r"\(batch_size 3, draft_length 3\), \(batch_size 1, draft_length 5\)",
-        ),
-        (
-            [1, 4, 16, 64],
-            [0, 0, 0, 0],
-            r"cells must be at least 4 with 2 draft lengths, got 4 with 1; measure \(batch_size 1, draft_length 3\), "
-            r"\(batch_size 64, draft_length 3\), \(batch_size 8, draft_length 3\)",
-        ),
-        (
-            [1, 2, 4, 8, 16],
-            [0, 1, 2, 3, 4],
-            r"cells must tell batch size from draft length, got 5 cells for 5 batch sizes and 5 draft lengths; measure "
-            r"\(batch_size 16, draft_length 0\), \(batch_size 1, draft_length 3\), \(batch_size 16, draft_length 3\)",
-        ),
-        (
-            [],
-            [],
-            r"cells must be at least 4 with 2 draft lengths, got 0 with 0; measure \(batch_size 1, draft_length 0\)",
-        ),
-    ],
-)
-def test_too_few_cells_name_those_to_measure(batch: list[int], gamma: list[int], message: str) -> None:
-    with pytest.raises(ValueError, match=f"^{message}"):
-        fit_cells(cells_of(batch, gamma, [100.0 - i for i in range(len(batch))]))
-
-
-def test_no_cell_is_proposed_twice() -> None:
-    # Origin: hand. Between batch 1 and 2 the middle is 1 again.
-    proposed = suggested_cells(cells_of([1, 2], [0, 0], [100.0, 90.0]), 9)
-    assert proposed.count("(batch_size 1, draft_length 3)") == 1
-
-
-def test_too_many_cells_are_refused() -> None:
-    batch = np.repeat(np.arange(1.0, 502.0), 2)
-    with pytest.raises(ValueError, match=r"^cells must be at most 1000 different ones to fit, got 1002$"):
-        fit_cells(cells_of(batch, np.tile([0, 2], 501), 100.0 / batch))
-
-
-def test_one_batch_of_four_cells_is_enough() -> None:
-    # Origin: round trip; nothing can be left out, so the stated inflation stands.
-    cost = FormulaCost(form=RowForm.SATURATING, **TRUTH)
-    fit = fit_cells(synthetic(cost, (1,), (0, 2, 4, 7)))
-    assert fit.heldout is None
-    assert fit.inflation == fits.INFLATION
-    found = fit.predict(np.ones(3), np.array([1, 3, 5])).tok_s_per_request
-    np.testing.assert_allclose(found, true_lengths()[[1, 3, 5]] / step_seconds(cost, 1, [1, 3, 5]), rtol=0.03)
-
-
-def test_a_baseline_slower_than_a_speculative_step_is_left_out() -> None:
-    # Origin: hand. At batch 16 the plain step is given as 50 ms (20 tok/s), longer than the 25 ms of 2.5 tokens at
-    # 100 tok/s; the others stay.
-    cells = synthetic(FormulaCost(form=RowForm.SATURATING, **TRUTH))
-    odd = (cells.batch == 16.0) & (cells.gamma == 0)
-    spoilt = (cells.batch == 16.0) & (cells.gamma == 3)
-    speed = np.where(odd, 20.0, np.where(spoilt, 100.0, cells.tok_s_per_request))
-    lengths = np.where(spoilt, 2.5, math.nan)
-    fit = fit_cells(dataclasses.replace(cells, tok_s_per_request=speed, mean_acceptance_length=lengths), hold_out=False)
-    assert fit.dropped == (
-        "batch_size 16 without speculation takes 50 ms a step, longer than a speculative step's 25 ms: "
-        "not the same conditions, left out",
-    )
-    assert fit.cells.size == cells.size - 1
-
-
-def test_a_baseline_at_a_longer_context_is_kept() -> None:
-    # Origin: hand. Its step takes longer because of its cache; only cells of its own context are its rivals.
-    cost = FormulaCost(form=RowForm.SATURATING, cached_token_s=1e-6, **TRUTH)
-    cells = synthetic(cost, contexts=(1000.0, 30000.0))
-    fit = fit_cells(dataclasses.replace(cells, mean_acceptance_length=true_lengths()[cells.gamma]), hold_out=False)
-    assert fit.dropped == ()
-
-
-@pytest.mark.parametrize(
-    ("batch", "gamma", "context", "message"),
-    [
-        (4.0, 6, None, "gamma must be 0 to 5, got 6"),
-        (4.0, -1, None, "gamma must be 0 to 5, got -1"),
-        (4.0, 2.5, None, r"gamma must be 0 to 5, got 2\.5"),
-        (0.0, 2, None, "batch must be finite and >= 1, got 0"),
-        (math.nan, 2, None, "batch must be finite and >= 1, got nan"),
-        (4.0, 2, -1.0, "context must be finite and >= 0, got -1"),
-        (4.0, 2, math.inf, "context must be finite and >= 0, got inf"),
-    ],
-)
-def test_predictions_outside_the_model_are_refused(
-    noisy: SpeculationCells, batch: float, gamma: float, context: float | None, message: str
-) -> None:
-    fit = fit_cells(noisy, hold_out=False)
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        fit.predict(np.array([batch]), np.array([gamma]), context)
-
-
-# ---- public sweeps -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def sweep(data_path: Callable[..., Path]) -> Callable[[str], SpeculationCells]:
-    return lambda name: read_cells(data_path("speculation", f"{name}.csv"))
-
-
-def regrets(fit: CellsFit) -> dict[float, float]:
-    """By batch size left out: share of speed lost by the draft length that the other batch sizes choose."""
-    assert fit.heldout is not None
-    cells, found = fit.cells, fit.cells.tok_s_per_request * (1.0 + fit.heldout.error)
-    lost = {}
-    for batch in fit.heldout.batch:
-        rows = np.flatnonzero(cells.batch == batch)
-        chosen = rows[np.argmax(found[rows])]
-        lost[float(batch)] = 1.0 - float(cells.tok_s_per_request[chosen] / cells.tok_s_per_request[rows].max())
-    return lost
-
-
-@pytest.mark.parametrize(
-    ("name", "interior", "ends", "regret", "end_regret"),
-    [
-        ("dspark_v4pro_8xb300", 0.030, 0.095, 0.005, 0.03),
-        ("sglang_qwen3_235b", 0.025, 0.125, 0.02, 0.09),
-        ("sglang_glm47_fp8", 0.040, 0.050, 0.03, 0.005),
-        ("vllm_dsv4_dspark_rocm", 0.033, 0.125, 0.005, 0.125),
-    ],
-)
-def test_left_out_batches_of_public_sweeps(
-    sweep: Callable[[str], SpeculationCells], name: str, interior: float, ends: float, regret: float, end_regret: float
-) -> None:
-    # Origin: regression, figures seen plus slack: mean absolute error and worst regret of the batch sizes between the
-    # others, then of the smallest and largest, which are extrapolated.
-    fit = fit_cells(sweep(name))
-    assert fit.heldout is not None
-    error = np.abs(fit.heldout.error)
-    assert error[~fit.heldout.outside].mean() <= interior
-    assert error[fit.heldout.outside].mean() <= ends
-    assert fit.heldout.covered.mean() >= 0.84
-    lost = [share for _, share in sorted(regrets(fit).items())]
-    assert max(lost[1:-1]) <= regret
-    assert max(lost[0], lost[-1]) <= end_regret
-
-
-def test_public_sweep_in_sample_error(sweep: Callable[[str], SpeculationCells]) -> None:
-    # Origin: reference page 4.8, our earlier fits of the same cells: 1.8 % on the 24 B300 cells, and 0.56 % with free
-    # lengths on the 18 of Qwen; here with priors and u, twice that is the bound.
-    for name, bound in (("dspark_v4pro_8xb300", 0.036), ("sglang_qwen3_235b", 0.012)):
-        cells = sweep(name)
-        fit = fit_cells(cells, hold_out=False)
-        found = fit.predict(cells.batch, cells.gamma).tok_s_per_request
-        assert np.abs(found / cells.tok_s_per_request - 1.0).mean() <= bound
-
-
-@pytest.mark.parametrize(
-    ("name", "intercept", "slope"),
-    [("vllm_llama31_8b_eagle1_bs1", 7.74e-3, 0.732e-3), ("vllm_llama31_8b_eagle3_bs1", 8.32e-3, 0.991e-3)],
-)
-def test_public_sweep_of_one_batch(
-    sweep: Callable[[str], SpeculationCells], name: str, intercept: float, slope: float
-) -> None:
-    # Origin: reference page 4.8 and 6.3: at batch 1 the step is affine in K, within 3.2 % (EAGLE-3) of measurement;
-    # the printed lengths are respected within 1 %.
-    cells = sweep(name)
-    fit = fit_cells(cells)
-    assert fit.heldout is None
-    np.testing.assert_allclose(fit.mean_acceptance_length()[cells.gamma], cells.mean_acceptance_length, rtol=0.01)
-    gamma = np.array([2, 3, 4, 5, 6, 7])
-    np.testing.assert_allclose(step_seconds(fit.cost(), 1, gamma), intercept + slope * gamma, rtol=0.05)
-    found = fit.predict(cells.batch, cells.gamma).tok_s_per_request
-    np.testing.assert_allclose(found, cells.tok_s_per_request, rtol=0.03)
-    # three lengths of one batch are too few
-    with pytest.raises(ValueError, match=r"^cells must be at least 4 with 2 draft lengths, got 3 with 3; measure"):
-        fit_cells(cells.take(cells.gamma != 4))

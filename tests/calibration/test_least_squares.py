@@ -121,7 +121,7 @@ def test_a_stack_is_its_problems_one_by_one(name: str) -> None:
     begin = np.tile(starts, (3, 1))
 
     def folds(theta: Floats) -> Floats:
-        return model(theta, data[1]) - (measured if theta.ndim == 2 else measured[:, np.newaxis])
+        return np.asarray(model(theta, data[1]) - (measured if theta.ndim == 2 else measured[:, np.newaxis]))
 
     together = minimise(folds, begin)
     for i in range(6):
@@ -138,7 +138,7 @@ def test_linear_problems(seed: int, p: int, m: int) -> None:
     matrix, target = rng.standard_normal((12, p)), rng.standard_normal((m, 12))
 
     def residuals(theta: Floats) -> Floats:
-        return theta @ matrix.T - (target if theta.ndim == 2 else target[:, np.newaxis])
+        return np.asarray(theta @ matrix.T - (target if theta.ndim == 2 else target[:, np.newaxis]))
 
     solved = minimise(residuals, rng.standard_normal((m, p)))
     exact = np.linalg.lstsq(matrix, target.T, rcond=None)[0].T
