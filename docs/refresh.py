@@ -180,7 +180,7 @@ def speculation(folder: Path) -> None:
 def policies(rows: list[dict[str, str]]) -> str:
     """Mean and p99 latency and attainment of every policy, one rate of every system and trace."""
     lines = [
-        "| system, trace, rate | policy | tokens per step | TPOT mean / p99 [ms] | end to end mean / p99 [s] | in limits |",
+        "| system, trace, rate | policy | tokens a step | TPOT mean / p99 [ms] | e2e mean / p99 [s] | in limits |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -188,10 +188,9 @@ def policies(rows: list[dict[str, str]]) -> str:
             continue
         tpot = f"{1e3 * float(row['tpot_mean_s']):.1f} / {1e3 * float(row['tpot_p99_s']):.1f}"
         whole = f"{float(row['e2e_mean_s']):.2f} / {float(row['e2e_p99_s']):.2f}"
-        lines.append(
-            f"| {row['system']}, {row['trace']}, {row['share']} | {row['policy']} | {float(row['tokens_per_round']):.2f} "
-            f"| {tpot} | {whole} | {float(row['slo_attainment']):.1%} |"
-        )
+        where = f"{row['system']}, {row['trace']}, {row['share']}"
+        tokens, met = f"{float(row['tokens_per_round']):.2f}", f"{float(row['slo_attainment']):.1%}"
+        lines.append(f"| {where} | {row['policy']} | {tokens} | {tpot} | {whole} | {met} |")
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from speculation_sweeps import FORMS, TRUTH, cells_of, everywhere, joined, noisy_sweep, synthetic, true_lengths
 
-from servecast.calibration.fits import speculation_cells as fits
+from servecast.calibration.fits import sweep_problem as fits
 from servecast.calibration.fits.speculation_cells import fit_cells
 from servecast.model.speculation_cells import SpeculationCells
 from servecast.model.speculation_cost import FormulaCost, RowForm, step_seconds
