@@ -56,9 +56,11 @@ def plan_speculation(
     limits, rules = limits or DecodeLimits(), rules or ScheduleRules()
     missed = _violations(table, limits)
     feasible = missed <= 0.0
-    if not feasible[..., (0 if rules.allow_zero else 1) :].any():
-        raise ValueError(_hopeless(table, limits))
-    weights, switching, operating = _uniform(table), 0.0, rules.operating
+    shortest = 0 if rules.allow_zero else 1
+    if not feasible[..., shortest:].any():
+        raise ValueError(_hopeless(table, limits, shortest))
+    switching: Floats | float = 0.0
+    weights, operating = _uniform(table), rules.operating
     schedule = _solve(table, feasible, missed, weights, switching, operating, rules, explain=load is None and explain)
     for turn in range(OCCUPANCY_ROUNDS if load is not None else 0):
         assert load is not None  # noqa: S101 (the range is empty without one)
@@ -116,10 +118,16 @@ def _normal_quantile(p: float) -> float:
     return NormalDist().inv_cdf(p)
 
 
-def _hopeless(table: SpeedTable, limits: DecodeLimits) -> str:
-    name, seconds, limit = max(_limited(table, limits), key=lambda one: float(one[1].min()) / one[2])
+def _hopeless(table: SpeedTable, limits: DecodeLimits, shortest: int) -> str:
+    least = [(name, float(seconds[..., shortest:].min()), limit) for name, seconds, limit in _limited(table, limits)]
+    name, seconds, limit = max(least, key=lambda one: one[1] / one[2])
+    if seconds <= limit:
+        return (
+            f"limits must be met together at some batch size and draft length, got {', '.join(limits.names)} "
+            "that never are"
+        )
     return (
-        f"{name} must be at least {1e3 * float(seconds.min()):.3g} ms to be met at any batch size and draft length, "
+        f"{name} must be at least {1e3 * seconds:.3g} ms to be met at any batch size and draft length, "
         f"got {1e3 * limit:.3g} ms"
     )
 
@@ -150,7 +158,7 @@ def _solve(
         batches=table.batches,
         goodput=together,
         sigma=np.minimum(sd, TIE),
-        feasible=feasible.all(axis=0),
+        feasible=np.asarray(feasible.all(axis=0)),
         violation=np.maximum(missed.max(axis=0), 0.0) if np.isfinite(missed).any() else None,
         weights=weights,
         max_lengths=rules.max_lengths,
@@ -199,15 +207,20 @@ def _occupancy(
     steps = busy / step
     total = np.cumsum(busy)
     low = int(table.batches[np.searchsorted(total, (1.0 - CENTRAL) / 2.0)])
-    high = int(table.batches[min(np.searchsorted(total, (1.0 + CENTRAL) / 2.0), row.size - 1)])
+    high = int(table.batches[min(int(np.searchsorted(total, (1.0 + CENTRAL) / 2.0)), row.size - 1)])
     # an edge is crossed upwards as often as downwards; a switch's seconds are a share of the time, as regret is
     switching = 2.0 * load.switch_s * crossing_weights(load.rate_rps, share)
     return (1.0 - RARE) * steps / steps.sum() + RARE * _uniform(table), switching, (low, high)
 
 
 def _best_static(schedule: DraftLengthSchedule, *, allow_zero: bool) -> int:
-    """The feasible length of least mean regret; of none feasible, the one of least regret."""
-    able = [one for one in schedule.static if np.isfinite(one.mean_regret) and (allow_zero or one.length)]
+    """The feasible length of least mean regret; of none feasible, the one of least regret.
+
+    None longer than all of the schedule: such a length is ahead within its doubt only, and the engine makes no room.
+    """
+    longest = int(schedule.lengths.max())
+    known = [one for one in schedule.static if np.isfinite(one.mean_regret) and one.length <= longest]
+    able = [one for one in known if allow_zero or one.length]
     kept = [one for one in able if one.feasible] or able
     return min(kept, key=lambda one: one.mean_regret).length
 
@@ -262,7 +275,7 @@ def _advice(answer: SpeculationAnswer) -> tuple[str, ...]:
     doubt = (table.off_sd**2 + table.ratio_sd[:, row, lengths] ** 2).mean(axis=0) ** 0.5
     if answer.gain_over_off <= 0.0:
         said.append(
-            f"switch speculation off: without a drafter goodput is {-answer.gain_over_off:.1%} higher on average over "
+            f"switch speculation off: with a drafter goodput is {-answer.gain_over_off:.1%} lower on average over "
             "these batch sizes"
         )
     else:
@@ -274,10 +287,12 @@ def _advice(answer: SpeculationAnswer) -> tuple[str, ...]:
                 f"{where} a server without a drafter is faster, by {most:.1%} at most: serve peaks that last from "
                 "replicas without one"
             )
-    if len(answer.schedule.segments) > 1 and answer.gain_over_static < TIE:
+    # one length that misses limits which the schedule keeps is no substitute, however fast
+    kept = answer.feasible[:, :, answer.best_static] | ~answer.feasible[:, row, lengths]
+    if len(answer.schedule.segments) > 1 and answer.gain_over_static < TIE and kept.all():
+        lost = max(answer.gain_over_static, 0.0)
         said.append(
-            f"draft length {answer.best_static} for every batch size loses {answer.gain_over_static:.1%} only and "
-            "needs no schedule"
+            f"draft length {answer.best_static} for every batch size loses {lost:.1%} only and needs no schedule"
         )
     return tuple(said)
 

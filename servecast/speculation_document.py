@@ -11,6 +11,7 @@ import numpy as np
 
 from servecast.calibration.fits.acceptance import AcceptanceFit
 from servecast.calibration.fits.speculation_cells import NAMES, CellsFit
+from servecast.calibration.fits.sweep_design import NextCell, informative_cells
 from servecast.model.prediction import Prediction
 from servecast.model.speculation_cells import SpeculationCells
 from servecast.policies import vllm_speculation
@@ -25,6 +26,8 @@ from servecast.policies.speculation_files import emit_speculation
 from servecast.policies.speculation_files import findings as engine_findings
 from servecast.speculation_answers import BatchForecast, SpeculationAnswer
 
+Methods = Sequence[tuple[str, float, Sequence[tuple[int, int]]]]
+"""Draft methods compared: name, goodput relative to the best, runs of batch sizes won; best first."""
 SCHEMA = "servecast.speculation-plan/1"
 SCORE_SCHEMA = "servecast.speculation-score/1"
 TO_NAME = "TO-BE-NAMED"
@@ -125,6 +128,16 @@ def fit_document(fit: CellsFit) -> dict[str, Any]:
     }
 
 
+def next_cells(answer: SpeculationAnswer, fit: CellsFit | None) -> tuple[NextCell, ...]:
+    """Cells whose measurement would settle most of what the schedule is decided by; none without a fit."""
+    if fit is None:
+        return ()
+    last = int(answer.table.batches[-1])
+    batches = np.unique(np.append(2 ** np.arange(int(np.log2(last)) + 1), last))
+    share = np.add.reduceat(answer.weights, np.append(0, batches[:-1]))  # weight of the batches up to each
+    return informative_cells(fit, batches.astype(np.float64), share, max_length=int(answer.table.lengths[-1]))
+
+
 def acceptance_document(answer: SpeculationAnswer, acceptance: AcceptanceFit | None) -> dict[str, Any]:
     """Tokens per step by draft length, and what the acceptance file's fit says of transfer."""
     table = answer.table
@@ -155,7 +168,7 @@ def plan_document(
     policy: Mapping[str, Any] | None,
     fit: CellsFit | None = None,
     acceptance: AcceptanceFit | None = None,
-    methods: Sequence[tuple[str, float, Sequence[tuple[int, int]]]] = (),
+    methods: Methods = (),
 ) -> dict[str, Any]:
     """The documented JSON of a plan."""
     schedule = answer.schedule
@@ -198,6 +211,10 @@ def plan_document(
         "limits": asdict(answer.limits),
         "acceptance": acceptance_document(answer, acceptance),
         "fit": None if fit is None else fit_document(fit),
+        "measure_next": [
+            {"batch_size": one.batch, "draft_length": one.gamma, "variance_removed": one.gain}
+            for one in next_cells(answer, fit)
+        ],
         "methods": [
             {"method": name, "relative_goodput": share, "wins": [{"lo": lo, "hi": hi} for lo, hi in runs]}
             for name, share, runs in methods
@@ -289,7 +306,14 @@ def policy_document(table: SpeculationTable, *, allow_static: bool = False, forc
     return document
 
 
-def plan_text(answer: SpeculationAnswer, policy: Mapping[str, Any] | None, source: str) -> str:
+def plan_text(
+    answer: SpeculationAnswer,
+    policy: Mapping[str, Any] | None,
+    source: str,
+    *,
+    fit: CellsFit | None = None,
+    methods: Methods = (),
+) -> str:
     """The plan for eyes."""
     schedule = answer.schedule
     said = ", ".join(f"{k} up to batch {hi}" for _, hi, k in schedule.segments)
@@ -316,7 +340,13 @@ def plan_text(answer: SpeculationAnswer, policy: Mapping[str, Any] | None, sourc
         for one in answer.forecasts:
             if one.context == context or math.isnan(context):
                 lines.append(_forecast_line(one))
+    for name, share, runs in methods:
+        won = ", ".join(f"{lo} to {hi}" for lo, hi in runs) or "nowhere"
+        lines.append(f"  method {name}: {share:.1%} of the best method's goodput, best at batch {won}")
     lines += [f"warning: {text}" for text in answer.warnings]
+    if wanted := next_cells(answer, fit):
+        cells = ", ".join(f"(batch_size {one.batch}, draft_length {one.gamma})" for one in wanted)
+        lines.append(f"measure next: {cells}, which would settle most of what is open")
     if policy is not None:
         lines += [f"{one['level']}: {one['message']}" for one in policy["findings"] if one["level"] != Level.ERROR]
         lines += [f"advice: {text}" for text in policy["advice"]]

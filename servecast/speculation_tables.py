@@ -71,6 +71,22 @@ def batch_knots(max_batch: int) -> NDArray[np.int64]:
     return np.unique(knots[knots <= max_batch])
 
 
+def _with_cliff(knots: NDArray[np.int64], fit: CellsFit, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The knots, and for every length the batches on both sides of the fit's cliff: no line may lead across it."""
+    if fit.cliff is None:
+        return knots
+    over = np.ceil(fit.cliff.rows / (lengths + 1.0)).astype(np.int64)
+    around = np.concatenate([over - 1, over])
+    return np.union1d(knots, around[(around >= 1) & (around <= knots[-1])])
+
+
+def _checked(contexts: Floats) -> Floats:
+    at = np.asarray(contexts, dtype=np.float64)
+    if not (np.isfinite(at).all() and (at >= 0.0).all() and (np.diff(at) > 0.0).all()):
+        raise ValueError(f"contexts must be finite, >= 0 and increasing, got {at.tolist()}")
+    return at
+
+
 def table_from_cells(
     fit: CellsFit,
     *,
@@ -82,8 +98,9 @@ def table_from_cells(
     """Table of a fitted sweep; `curve` replaces the sweep's own acceptance by that of another text or drafter."""
     if max_length > fit.max_length:
         raise ValueError(f"max_length must be <= {fit.max_length}, the longest fitted, got {max_length}")
-    at = np.array([np.nan]) if contexts is None else np.asarray(contexts, dtype=np.float64)
-    knots, lengths = batch_knots(max_batch), np.arange(max_length + 1)
+    at = np.array([np.nan]) if contexts is None else _checked(contexts)
+    lengths = np.arange(max_length + 1)
+    knots = _with_cliff(batch_knots(max_batch), fit, lengths)
     c, b, k = np.meshgrid(at, knots.astype(np.float64), lengths, indexing="ij")
     query = Query(
         batch=b.ravel(),
@@ -142,7 +159,7 @@ def table_from_cost(
 
     `largest_rows` is the most rows of a pass that the cost was measured at; staircases are evaluated at every batch.
     """
-    at = np.array([0.0]) if contexts is None else np.asarray(contexts, dtype=np.float64)
+    at = np.array([0.0]) if contexts is None else _checked(contexts)
     batches, lengths = np.arange(1, max_batch + 1), np.arange(max_length + 1)
     c, b, k = np.meshgrid(at, batches.astype(np.float64), lengths, indexing="ij")
     tokens = curve.mean_length[: max_length + 1]
@@ -197,14 +214,14 @@ def _variances(fit: CellsFit, tokens: Floats) -> Floats:
     best = max(fit.members, key=lambda member: member.weight)
     first, decay = 1.0 / (1.0 + np.exp(-best.theta[7])), best.theta[8]
     survival = np.minimum(depth_decay_survival(first, min(decay, 1.0), max(tokens.size - 1, 1)), 1.0)
-    return _bent_variances(survival, tokens)
+    return _bent_variances(np.asarray(survival, dtype=np.float64), tokens)
 
 
 def _curve_variances(curve: AcceptanceCurve, tokens: Floats) -> Floats:
     if curve.survival is not None:
         return np.array([float(acceptance_variance(curve.survival[k])) if k else 0.0 for k in range(tokens.size)])
     # a geometric step with this mean where no survival is known
-    return _bent_variances(0.5 ** np.arange(1, tokens.size), tokens)
+    return _bent_variances(np.asarray(0.5 ** np.arange(1, tokens.size), dtype=np.float64), tokens)
 
 
 def _bent_variances(survival: Floats, tokens: Floats) -> Floats:
@@ -231,11 +248,9 @@ def with_contexts(table: SpeedTable, contexts: Floats, *, cached_token_s: float,
     """
     if table.contexts.size != 1:
         raise ValueError(f"table must have one context to be carried to others, got {table.contexts.size}")
-    at = np.asarray(contexts, dtype=np.float64)
-    if not (cached_token_s >= 0.0 and np.isfinite(at).all() and (at >= 0.0).all()):
-        raise ValueError(
-            f"contexts must be finite and >= 0 with cached_token_s >= 0, got {at.tolist()}, {cached_token_s}"
-        )
+    at = _checked(contexts)
+    if not 0.0 <= cached_token_s < np.inf:
+        raise ValueError(f"cached_token_s must be finite and >= 0, got {cached_token_s}")
     more = cached_token_s * table.batches[:, np.newaxis] * (at[:, np.newaxis, np.newaxis] - reference)
     step, off = table.step_s, 1.0 / table.off_tok_s
     if np.any(step + more <= 0.0):

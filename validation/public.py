@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from servecast.calibration.fits.acceptance_transfer import Transfer
 from servecast.calibration.public import KernelReport, fit_kernels, load_runs
 from servecast.validation import silicon, speculation_scores, vllm_runs
 
@@ -33,7 +34,7 @@ class Scores:
     vllm_runs: Sequence[vllm_runs.RunScore] = ()
     sweeps: Sequence[speculation_scores.SweepScore] = ()
     settings: Sequence[speculation_scores.SettingScore] = ()
-    transfers: Sequence[speculation_scores.Transfer] = ()
+    transfers: Sequence[Transfer] = ()
 
 
 def data_folder(given: Path | None = None) -> Path:

@@ -61,7 +61,8 @@ Ints = NDArray[np.int64]
 LONGEST = 8
 """Longest draft, as in the paper's runs. [tokens]"""
 MAX_NUM_SEQS = 128
-REQUESTS = 1500
+REQUESTS = {"azure-conv": 1500, "azure-code": 6000, "mooncake": 1500}
+"""First requests of a trace; those of the code trace have 28 output tokens on average."""
 SHARES = (0.3, 0.6, 0.8, 0.95)
 """Arrival rates, as shares of the completions per second without speculation."""
 STEP_RANGE = 4096
@@ -182,8 +183,8 @@ class SeparableCost:
 
 
 class TabulatedTimes:
-    """What a controller that knows the simulator's own step times believes; prompts of the step are left out, since
-    they cost the same whatever is drafted."""
+    """What a controller that knows the simulator's own step times believes, the step's prompt chunks included: while
+    prompts fill a step, more rows beside them cost little of it."""
 
     def __init__(self, steps: TabulatedSpeculation) -> None:
         self._steps = steps
@@ -194,16 +195,19 @@ class TabulatedTimes:
 
     def verify_s(self, state: RoundState, gamma: int) -> float:
         """Likewise."""
-        return self._steps.verify_s((gamma + 1) * state.batch, state.batch, state.cached)
+        return self._rows_s(state, (gamma + 1) * state.batch)
 
     def ragged_s(self, state: RoundState, lengths: Ints) -> float:
         """Likewise."""
-        return self._steps.verify_s(state.batch + int(lengths.sum()), state.batch, state.cached)
+        return self._rows_s(state, state.batch + int(lengths.sum()))
 
     def rows_s(self, state: RoundState, rows: Ints) -> Floats:
         """Likewise."""
-        verify, batch, cached = self._steps.verify_s, state.batch, state.cached
-        return np.array([verify(int(one), batch, cached) for one in rows])
+        return np.array([self._rows_s(state, int(one)) for one in rows])
+
+    def _rows_s(self, state: RoundState, rows: int) -> float:
+        chunks = ((0, state.chunk_tokens),) if state.chunk_tokens else ()
+        return self._steps.verify_s(rows, state.batch, state.cached) + self._steps.prefill_s(chunks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +294,7 @@ def opened(name: str, data: Path) -> Trace:
     """The first requests of a public trace, stamps spread over the grid they were rounded to."""
     trace = read_trace(data.joinpath(*TRACES[name]))
     trace = replace(trace, t_s=settled_stamps(trace.t_s)[0])
-    count = min(REQUESTS, len(trace.t_s))
+    count = min(REQUESTS[name], len(trace.t_s))
     blocks = None if trace.prefix_blocks is None else trace.prefix_blocks[:count]
     return replace(
         trace, t_s=trace.t_s[:count], n_in=trace.n_in[:count], n_out=trace.n_out[:count], prefix_blocks=blocks

@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from servecast.calibration.fits.sweep_problem import (
     FORMS,
@@ -108,7 +108,7 @@ class CellsFit:
     cliff: Cliff | None = None
 
     def predict(
-        self, batch: Floats, gamma: Floats, context: Floats | float | None = None, *, armed: bool = False
+        self, batch: ArrayLike, gamma: ArrayLike, context: ArrayLike | None = None, *, armed: bool = False
     ) -> CellsPrediction:
         """Speed at (batch, gamma, context), arrays that broadcast together; `armed` as in `step_seconds`.
 
@@ -148,6 +148,12 @@ class CellsFit:
             pairs.append((value - value[best], quadratic(apart, member.covariance)))
         return mean, sd, self._blend(pairs)[1]
 
+    def leading_form(self, query: Query) -> tuple[Floats, Floats, Floats]:
+        """Log speeds of the form of most weight, their slopes by its parameters, and the parameters' covariance."""
+        i = int(np.argmax([member.weight for member in self.members]))
+        mean, slopes, _ = self._each(query)[i]
+        return mean, slopes, self.members[i].covariance
+
     def _each(self, query: Query) -> list[tuple[Floats, Floats, Floats]]:
         problem = SweepProblem(self.cells, self.max_length)
         found = [problem.predict(member, query) for member in self.members]
@@ -162,16 +168,16 @@ class CellsFit:
         mean, variance = mixture(weights, pairs)
         return mean, self.inflation * np.sqrt(variance)
 
-    def inside(self, batch: Floats, gamma: Floats) -> NDArray[np.bool_]:
+    def inside(self, batch: ArrayLike, gamma: ArrayLike) -> NDArray[np.bool_]:
         """Whether (batch, gamma) lies among the measured cells."""
-        cells = self.cells
+        cells, b, k = self.cells, np.asarray(batch, dtype=np.float64), np.asarray(gamma, dtype=np.float64)
         rows = cells.batch * (cells.gamma + 1.0)
         return np.asarray(
-            (batch >= cells.batch.min())
-            & (batch <= cells.batch.max())
-            & (gamma <= cells.gamma.max())
-            & (gamma >= cells.gamma.min())
-            & (batch * (gamma + 1.0) <= rows.max())
+            (b >= cells.batch.min())
+            & (b <= cells.batch.max())
+            & (k <= cells.gamma.max())
+            & (k >= cells.gamma.min())
+            & (b * (k + 1.0) <= rows.max())
         )
 
     def mean_acceptance_length(self) -> Floats:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,7 +171,7 @@ class SweepProblem:
         whitening = np.broadcast_to(
             self._whitening(np.ones(self.cells.size, dtype=np.bool_)), (3, *self._covariance.shape)
         )
-        solved = minimise(lambda theta: self._residuals(form, theta, whitening), starts)
+        solved = minimise(partial(self._residuals, form, whitening), starts)
         i = int(np.argmin(solved.cost))
         return _only(solved, i)
 
@@ -219,8 +220,7 @@ class SweepProblem:
         refits = []
         for member in members:
             starts = np.repeat(member.theta[np.newaxis], batches.size, axis=0)
-            form = member.form
-            refits.append(minimise(lambda theta, form=form: self._residuals(form, theta, whitening), starts))
+            refits.append(minimise(partial(self._residuals, member.form, whitening), starts))
         size = self.cells.size
         error, score = np.empty(size), np.empty(size)
         for fold, keep in enumerate(keeps):
@@ -270,7 +270,7 @@ class SweepProblem:
         out[np.ix_(rows, rows)] = np.linalg.inv(np.linalg.cholesky(self._covariance[np.ix_(rows, rows)]))
         return out
 
-    def _residuals(self, form: RowForm, theta: Floats, whitening: Floats) -> Floats:
+    def _residuals(self, form: RowForm, whitening: Floats, theta: Floats) -> Floats:
         log_lengths = self.log_lengths(theta)
         raw = self.log_speeds(form, theta, self._query, log_lengths) - self._log_speed
         stacked = raw[:, np.newaxis] if raw.ndim == 2 else raw

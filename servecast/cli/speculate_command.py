@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,7 @@ def command(as_json: bool, out: Path | None, report: Path | None, predict: Path 
     else:
         from servecast.speculation_document import plan_text
 
-        click.echo(plan_text(found.answer, found.policy, found.source))
+        click.echo(plan_text(found.answer, found.policy, found.source, fit=found.fit, methods=found.methods))
 
 
 def _scored(flags: dict[str, Any], predict: Path) -> dict[str, Any]:
@@ -144,6 +145,7 @@ class _Planned:
         from servecast.speculating import compare_methods, plan_speculation
 
         self._flags = flags
+        self.model: str | None = flags["model"]
         self.fit: CellsFit | None = None
         self.acceptance: AcceptanceFit | None = None
         self.labels: dict[str, str] = {}
@@ -151,7 +153,7 @@ class _Planned:
         limits, load, rules = _limits(flags), _load(flags), _rules(flags, self.engine)
         table = self._table()
         self.answer: SpeculationAnswer = plan_speculation(table, limits=limits, load=load, rules=rules)
-        self.methods = ()
+        self.methods: tuple[tuple[str, float, Sequence[tuple[int, int]]], ...] = ()
         if flags["compare"]:
             rivals = {"this": self.answer}
             for text in flags["compare"]:
@@ -414,10 +416,10 @@ def _write_report(report: Path, found: _Planned) -> None:
 
     config = found.policy.get("speculative_config")
     files = found.policy["files"]
-    text = json.dumps(config, indent=2) if config is not None else next(iter(files.values()), None)
+    text = json.dumps(config) if config is not None else next(iter(files.values()), None)
     page = speculation_page(
         found.answer,
-        title=f"Draft length by batch size: {found.labels.get('model') or found._flags['model'] or found.source}",
+        title=found.labels.get("model") or found.model or found.source,
         source_lines=[("step times", found.source), *((key, value) for key, value in found.labels.items())],
         policy_text=text,
         engine=f"{found.engine} {found.version}",

@@ -7,6 +7,7 @@ Columns ``phase`` (verify, draft), ``mode`` (cuda_graph, eager), ``indexed_by`` 
 from __future__ import annotations
 
 import csv
+import io
 import math
 from pathlib import Path
 
@@ -23,20 +24,8 @@ _MODES = ("cuda_graph", "eager")
 def read_step_cost(path: str | Path, *, parallel: bool) -> TableCost:
     """Cost of verification by rows and of a draft pass by requests; `parallel` as in `TableCost`."""
     path = Path(path)
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path}: must be at most {MAX_BYTES >> 20} MiB, got {path.stat().st_size >> 20} MiB")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: must be a CSV table in UTF-8, got other bytes") from None
-    reader = csv.DictReader(text.splitlines())
-    names = [name.strip() for name in reader.fieldnames or []]
-    reader.fieldnames = names
-    missing = [name for name in COLUMNS if name not in names]
-    if missing:
-        raise ValueError(f"{path}: column {missing[0]} must be given, got {', '.join(names)[:200] or 'nothing'}")
     points: dict[tuple[str, str], dict[float, float]] = {}
-    for line, row in enumerate(reader, start=2):
+    for line, row in _rows(path, _text(path)):
         phase, mode, n, seconds = _point(path, line, row)
         mine = points.setdefault((phase, mode), {})
         if n in mine:
@@ -60,19 +49,69 @@ def read_step_cost(path: str | Path, *, parallel: bool) -> TableCost:
     )
 
 
+def _text(path: Path) -> str:
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ValueError(f"{path}: must be at most {MAX_BYTES >> 20} MiB, got {size} bytes")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: must be a CSV table in UTF-8, got other bytes") from None
+    if "\0" in text:
+        raise ValueError(f"{path}: must be a CSV table, got binary data")
+    return text
+
+
+def _rows(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
+    """Every record under the header with the line it ends on."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    names: list[str] = []
+    rows: list[tuple[int, dict[str, str]]] = []
+    try:
+        for record in reader:
+            fields = [field.strip() for field in record]
+            if not any(fields):
+                continue
+            if not names:
+                names = _checked_names(path, fields)
+                continue
+            if len(fields) != len(names):
+                raise ValueError(
+                    f"{path}: line {reader.line_num}: must have {len(names)} fields as the header has, "
+                    f"got {len(fields)}"
+                )
+            rows.append((reader.line_num, dict(zip(names, fields, strict=True))))
+    except csv.Error as error:
+        raise ValueError(f"{path}: line {reader.line_num}: must be valid CSV, got {error}") from None
+    if not names:
+        _checked_names(path, names)
+    return rows
+
+
+def _checked_names(path: Path, fields: list[str]) -> list[str]:
+    names = [" ".join(field.split()) for field in fields]  # refusals are one line
+    missing = [name for name in COLUMNS if name not in names]
+    if missing:
+        raise ValueError(f"{path}: column {missing[0]} must be given, got {', '.join(names)[:200] or 'nothing'}")
+    twice = [name for name in COLUMNS if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{path}: column {twice[0]} must be given once, got it {names.count(twice[0])} times")
+    return names
+
+
 def _point(path: Path, line: int, row: dict[str, str]) -> tuple[str, str, float, float]:
-    phase, mode = (row.get("phase") or "").strip(), (row.get("mode") or "").strip()
+    phase, mode, index = row["phase"], row["mode"], row["indexed_by"]
     if phase not in _INDEX:
         raise ValueError(f"{path}: line {line}: phase must be verify or draft, got {phase[:40]!r}")
     if mode not in _MODES:
         raise ValueError(f"{path}: line {line}: mode must be cuda_graph or eager, got {mode[:40]!r}")
-    if (index := (row.get("indexed_by") or "").strip()) != _INDEX[phase]:
+    if index != _INDEX[phase]:
         raise ValueError(f"{path}: line {line}: indexed_by must be {_INDEX[phase]} for {phase}, got {index[:40]!r}")
     values = []
     for name in ("n", "step_s"):
-        raw = (row.get(name) or "").strip()
+        raw = row[name]
         try:
-            value = float(raw)
+            value = math.nan if "_" in raw else float(raw)  # Python reads 1_0 as ten
         except ValueError:
             value = math.nan
         if not (math.isfinite(value) and value > 0.0):

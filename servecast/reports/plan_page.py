@@ -7,10 +7,8 @@ load. All text that comes from data is escaped. The same input gives the same by
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from importlib import resources
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +17,7 @@ from servecast.model.prediction import Prediction
 from servecast.model.slo import Slo
 from servecast.model.workload import Trace, Workload
 from servecast.reports import formats
+from servecast.reports.document import document, figure, header, listed, tile
 from servecast.reports.formats import MISSING, escape
 from servecast.reports.plan_charts import (
     MOST_POINTS,
@@ -32,8 +31,6 @@ from servecast.reports.plan_charts import (
 )
 from servecast.reports.plan_tables import alternatives_table, headroom, load_table, replay_table, utilisation
 from servecast.solvers.results import Candidate, CapacityPlan, Confirmation, LoadPoint
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,17 +89,7 @@ def plan_page(
         _alternatives(plan, candidates, request),
         _provenance(plan, request, workload),
     ]
-    title = escape(f"Capacity plan: {request.model}, {workload.name}")
-    style = resources.files("servecast.reports").joinpath("plan_page.css").read_text(encoding="utf-8")
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
-        f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(f"Capacity plan: {request.model}, {workload.name}", sections)
 
 
 def best_achievable(candidates: Sequence[Candidate], slos: Sequence[Slo]) -> Candidate | None:
@@ -152,7 +139,7 @@ def _crossing(rates: Sequence[float], latencies: Sequence[float], limit_s: float
 
 
 def _answer(plan: CapacityPlan, shown: Candidate | None, request: ReportContext, workload: Workload) -> str:
-    limits = _listed([formats.slo(slo) for slo in request.slos])
+    limits = listed([formats.slo(slo) for slo in request.slos])
     load = f"{formats.rate(workload.rate_rps)} of {workload.name}"
     if plan.plan is not None:
         within = f" within {limits}" if limits else ""
@@ -160,7 +147,7 @@ def _answer(plan: CapacityPlan, shown: Candidate | None, request: ReportContext,
         below = _fleet(plan.plan)
     elif shown is not None:
         answer = f"Nothing on offer serves {load}{f' within {limits}' if limits else ''}"
-        reached = _listed([f"{m.name} {formats.seconds(m.of(shown).value)}" for m in shown_measures(request.slos)])
+        reached = listed([f"{m.name} {formats.seconds(m.of(shown).value)}" for m in shown_measures(request.slos)])
         below = (
             f"Best achievable: {configuration(shown)} at {formats.usd_per_hour(shown.usd_per_hour)} reaches {reached}. "
             f"{_fleet(shown)}"
@@ -169,11 +156,8 @@ def _answer(plan: CapacityPlan, shown: Candidate | None, request: ReportContext,
         answer = f"Nothing on offer serves {load}"
         below = "No configuration of the offered GPUs can run this model and load at all."
     eyebrow = f"Capacity plan for {request.model} on {request.engine} {request.engine_version}"
-    return (
-        f'<header>\n<p class="eyebrow">{escape(eyebrow)}</p>\n<h1>{escape(_unbroken(answer))}</h1>\n'
-        f'<p class="below">{escape(below)}</p>\n</header>\n'
-        + (_tiles(plan, shown, request, workload) if shown is not None else "")
-    )
+    tiles = _tiles(plan, shown, request, workload) if shown is not None else ""
+    return header(eyebrow, answer, below) + tiles
 
 
 def _fleet(candidate: Candidate) -> str:
@@ -193,10 +177,10 @@ def _tiles(plan: CapacityPlan, shown: Candidate, request: ReportContext, workloa
         note = f"limit {formats.seconds(measure.limit.limit_s)}" if measure.limit else "no limit set"
         note += "" if prediction.calibrated else ", extrapolated"
         value, ends = formats.seconds(prediction.value), formats.interval(prediction, "seconds")
-        tiles.append(_tile(measure.name, value, f"90 % interval {ends}", note, over=measure.over(shown)))
+        tiles.append(tile(measure.name, value, f"90 % interval {ends}", note, over=measure.over(shown)))
     attained = shown.slo_attainment
     tiles.append(
-        _tile(
+        tile(
             "SLO attainment",
             formats.percent(attained.value),
             f"90 % interval {formats.interval(attained, 'percent')}",
@@ -215,15 +199,7 @@ def _headroom_tile(plan: CapacityPlan, shown: Candidate, request: ReportContext,
     else:
         spread = formats.interval(within, "rate") if not math.isnan(within.lo) else f"at most {formats.rate(within.hi)}"
         ends = f"limits hold to {formats.rate(within.value)} (90 % interval {spread})"
-    return _tile("Headroom to saturation", headroom(shown.headroom), ends, note)
-
-
-def _tile(name: str, value: str, ends: str, note: str, *, over: bool = False) -> str:
-    state = "value over" if over else "value"
-    return (
-        f'<div class="tile"><dt>{escape(name)}</dt><dd class="{state}">{escape(value)}</dd><dd>{escape(ends)}</dd>'
-        f"<dd>{escape(note)}</dd></div>"
-    )
+    return tile("Headroom to saturation", headroom(shown.headroom), ends, note)
 
 
 def _binding(plan: CapacityPlan, workload: Workload) -> str:
@@ -255,8 +231,8 @@ def _replayed(plan: CapacityPlan, found: Confirmation | None) -> str:
 
 def _workload(trace: Trace | None, workload: Workload) -> str:
     recorded = workload.arrivals
-    figures = [_figure(*arrivals_chart(trace))] if trace is not None else []
-    figures.append(_figure(*lengths_chart(workload)))
+    figures = [figure(*arrivals_chart(trace))] if trace is not None else []
+    figures.append(figure(*lengths_chart(workload)))
     if trace is None:
         said = f"{workload.name}: given by parameters, so there are no recorded arrivals to draw."
     else:
@@ -295,7 +271,7 @@ def _cost(plan: CapacityPlan, candidates: Sequence[Candidate], request: ReportCo
         return ""
     over = [any(measure.over(candidate) for measure in measures(request.slos)) for candidate in candidates]
     charts = "".join(
-        _figure(*cost_chart(candidates, plan.plan, measure, over)) for measure in shown_measures(request.slos)
+        figure(*cost_chart(candidates, plan.plan, measure, over)) for measure in shown_measures(request.slos)
     )
     said = "Each point is a configuration, numbered as in the table of alternatives. Lower and further left is better."
     if len(candidates) > MOST_POINTS:
@@ -339,7 +315,7 @@ def _load(plan: CapacityPlan, request: ReportContext, workload: Workload) -> str
         return ""
     saturation = saturation_rps(plan.plan, workload)
     charts = "".join(
-        _figure(
+        figure(
             *load_chart(
                 plan.load_curve, metric, slos=request.slos, rate_rps=workload.rate_rps, saturation_rps=saturation
             )
@@ -369,7 +345,7 @@ def _provenance(plan: CapacityPlan, request: ReportContext, workload: Workload) 
         ("Model", escape(request.model)),
         ("Engine", escape(f"{request.engine} {request.engine_version}")),
         ("Workload", escape(workload.name)),
-        ("Objectives", escape(_listed([formats.slo(slo) for slo in request.slos]) or MISSING)),
+        ("Objectives", escape(listed([formats.slo(slo) for slo in request.slos]) or MISSING)),
         ("Offers", "<br>".join(escape(_offer(*offer)) for offer in request.offers) or MISSING),
         ("Search", escape(search)),
         ("Profile", escape(request.profile)),
@@ -393,18 +369,3 @@ def _provenance(plan: CapacityPlan, request: ReportContext, workload: Workload) 
 def _offer(gpu: str, usd_per_hour: float, limit: int | None) -> str:
     most = "" if limit is None else f", at most {limit:,}"
     return f"{formats.gpu(gpu)} at {formats.usd_per_hour(usd_per_hour)} each{most}"
-
-
-def _figure(caption: str, chart: str) -> str:
-    return f"<figure><figcaption>{escape(caption)}</figcaption>{chart}</figure>"
-
-
-def _unbroken(answer: str) -> str:
-    """No line may end between a number and what belongs to it."""
-    for joint in ("× ", "≤ ", "tp ", "pp "):
-        answer = answer.replace(joint, joint.replace(" ", "\u00a0"))
-    return re.sub(r"(\d) (µs|ms|s|min|h|USD/h|req/s)\b", "\\1\u00a0\\2", answer)
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from servecast.model.prediction import Prediction
 from servecast.reports import formats
+from servecast.reports.document import table
 from servecast.reports.formats import escape
 from servecast.reports.plan_charts import Measure, configuration
 from servecast.solvers.results import Candidate, Confirmation, LoadPoint, Replay
@@ -34,7 +35,7 @@ def alternatives_table(candidates: Sequence[Candidate], chosen: Candidate | None
     notes += "Ranges are 90 % intervals. Sequences and tokens are the most in one step of a replica."
     notes += f" All with {escape(*kinds)}." if len(kinds) == 1 else ""
     notes += f" {more:,} more alternatives are not listed." if more > 0 else ""
-    return _boxed("Alternatives", heads, rows) + f'<p class="more">{notes}</p>'
+    return table("Alternatives", heads, rows) + f'<p class="more">{notes}</p>'
 
 
 def _formats(candidate: Candidate) -> str:
@@ -69,7 +70,7 @@ def load_table(points: Sequence[LoadPoint]) -> str:
         f"{_latency_cell(point.tpot_p99_s)}{_cell(point.slo_attainment, 'percent')}</tr>"
         for point in points
     )
-    return _boxed("Latency against load", heads, rows)
+    return table("Latency against load", heads, rows)
 
 
 def replay_table(predicted: Candidate, found: Confirmation) -> str:
@@ -89,7 +90,7 @@ def replay_table(predicted: Candidate, found: Confirmation) -> str:
     attained = [formats.percent(one.slo_attainment) for one in replays]
     rows.append(row("Within all limits", _cell(predicted.slo_attainment, "percent"), attained))
     rows.append(row("Verdict", "<td></td>", [_verdict(one) for one in replays]))
-    return _boxed("Replayed on the trace", heads, "".join(rows))
+    return table("Replayed on the trace", heads, "".join(rows))
 
 
 def _verdict(one: Replay) -> str:
@@ -124,11 +125,3 @@ def _cell(prediction: Prediction, form: str, over: bool = False) -> str:
     value = (formats.seconds if form == "seconds" else formats.percent)(prediction.value)
     start = f'<td class="over">{_ABOVE}' if over else "<td>"
     return f"{start}{escape(value)}<small>{escape(formats.interval(prediction, form))}</small></td>"
-
-
-def _boxed(label: str, heads: str, rows: str) -> str:
-    """A table that scrolls inside its own box, by keyboard too."""
-    return (
-        f'<div class="table" role="region" aria-label="{escape(label)}" tabindex="0"><table><thead><tr>{heads}</tr>'
-        f"</thead><tbody>{rows}</tbody></table></div>"
-    )

@@ -1,0 +1,106 @@
+"""Tables of decode speeds by hand, a drafter by hand, and sweeps whose true cost is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from servecast.model.acceptance import AcceptanceCurve
+from servecast.model.speculation_cells import SpeculationCells
+from servecast.model.speculation_cost import FormulaCost, RowForm, step_seconds
+from servecast.speculation_tables import SpeedTable
+
+Floats = NDArray[np.float64]
+
+COST = FormulaCost(
+    form=RowForm.HYPERBOLIC,
+    base_s=10e-3,
+    rise_s=6e-3,
+    rise_rows=40.0,
+    row_s=4e-5,
+    request_s=3e-5,
+    round_s=1.5e-3,
+    draft_s=2e-4,
+)
+"""A step of a sweep."""
+LENGTHS = 1.0 + np.concatenate([[0.0], np.cumsum(np.cumprod(0.82 * 0.95 ** np.arange(8)))])
+"""Tokens per step of its drafter, lengths 0 to 8."""
+
+
+def speed_table(
+    tok_s: ArrayLike,
+    tokens: Sequence[float] | None = None,
+    *,
+    off: ArrayLike | None = None,
+    variance: Sequence[float] | None = None,
+    contexts: Sequence[float] = (math.nan,),
+    sd: float = 0.02,
+    ratio_sd: float = 0.0,
+    calibrated: ArrayLike = True,
+) -> SpeedTable:
+    """[batch, length] or [context, batch, length] speeds; without `tokens` a step of length K yields K + 1."""
+    speed = np.asarray(tok_s, dtype=np.float64)
+    speed = speed if speed.ndim == 3 else speed[np.newaxis]
+    count, size = speed.shape[1:]
+    per_step = np.arange(1.0, size + 1.0) if tokens is None else np.asarray(tokens, dtype=np.float64)
+    return SpeedTable(
+        batches=np.arange(1, count + 1),
+        contexts=np.asarray(contexts, dtype=np.float64),
+        tok_s=speed,
+        sd=np.full(speed.shape, sd),
+        ratio_sd=np.full(speed.shape, ratio_sd),
+        off_tok_s=speed[..., 0] if off is None else np.broadcast_to(np.asarray(off, dtype=np.float64), speed.shape[:2]),
+        off_sd=np.full(speed.shape[:2], sd),
+        tokens=per_step,
+        tokens_lo=per_step,
+        tokens_hi=per_step,
+        variance=np.zeros(size) if variance is None else np.asarray(variance, dtype=np.float64),
+        calibrated=np.broadcast_to(np.asarray(calibrated, dtype=np.bool_), (count, size)),
+    )
+
+
+def certain_curve(mean_length: ArrayLike) -> AcceptanceCurve:
+    """A curve measured at every length, without error."""
+    mean = np.asarray(mean_length, dtype=np.float64)
+    return AcceptanceCurve(form="hand", mean_length=mean, lo=mean, hi=mean, measured=np.ones(mean.size, dtype=np.bool_))
+
+
+def sweep(
+    batches: Sequence[float] = (1, 4, 16, 64),
+    lengths: Sequence[int] = (0, 1, 3, 5),
+    contexts: Sequence[float] = (math.nan,),
+    cost: FormulaCost = COST,
+) -> SpeculationCells:
+    """Cells without noise of every combination; an unknown context costs nothing."""
+    b, k, c = (one.ravel() for one in np.meshgrid(batches, lengths, contexts, indexing="ij"))
+    return SpeculationCells(
+        batch=b.astype(np.float64),
+        gamma=k.astype(np.int64),
+        tok_s_per_request=true_speed(b, k, np.nan_to_num(c), cost),
+        mean_acceptance_length=LENGTHS[k],
+        context=c.astype(np.float64),
+        armed=np.zeros(b.size, dtype=np.bool_),
+    )
+
+
+def true_speed(batch: ArrayLike, gamma: ArrayLike, context: ArrayLike = 0.0, cost: FormulaCost = COST) -> Floats:
+    """Tokens over seconds. [tokens/s]"""
+    return np.asarray(LENGTHS[np.asarray(gamma)] / step_seconds(cost, batch, gamma, context))
+
+
+def write_sweep(path: Path, cells: SpeculationCells, *, labels: Sequence[tuple[str, str]] = ()) -> Path:
+    """As a file that the reader takes."""
+    with_context = bool(np.isfinite(cells.context).any())
+    names = ["batch_size", "draft_length", "tok_s_per_request", "mean_acceptance_length"]
+    names += ["context_tokens"] * with_context + [name for name, _ in labels]
+    lines = [",".join(names)]
+    for i in range(cells.size):
+        values = [cells.batch[i], cells.gamma[i], cells.tok_s_per_request[i], cells.mean_acceptance_length[i]]
+        values += [cells.context[i]] * with_context
+        lines.append(",".join([*(f"{value:.10g}" for value in values), *(text for _, text in labels)]))
+    path.write_text("\n".join(lines) + "\n")
+    return path

@@ -1,0 +1,547 @@
+"""Draft-length plans on tables by hand: limits, load, rules, several contexts, advice, methods, and what must hold for
+every drafter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import ArrayLike, NDArray
+from speculation_plans import certain_curve, speed_table
+
+from servecast import speculating
+from servecast.model.operator_steps import GRAPH_SIZES
+from servecast.model.speculation import request_tpot_quantile, tokens_per_step
+from servecast.model.speculation_cost import FormulaCost, RowForm
+from servecast.solvers.draft_length import Status, birth_death_occupancy
+from servecast.speculating import compare_methods, plan_speculation, shown_batches
+from servecast.speculation_answers import DecodeLimits, Load, ScheduleRules, SpeculationAnswer
+from servecast.speculation_tables import SpeedTable, table_from_cost
+
+Floats = NDArray[np.float64]
+
+TOKENS = np.array([1.0, 1.8, 2.4])
+STEP_MS = 10.0 + np.arange(1, 5)[:, np.newaxis] * np.arange(1, 4)
+"""Batches 1 to 4, lengths 0 to 2: 11 12 13, 12 14 16, 13 16 19, 14 18 22. Time per token: 11 6.67 5.42, 12 7.78 6.67,
+13 8.89 7.92, 14 10 9.17; length 2 is the fastest everywhere."""
+
+
+def small(**changed: Any) -> SpeedTable:
+    return speed_table(1e3 * TOKENS / STEP_MS, TOKENS.tolist(), **changed)
+
+
+def plan(table: SpeedTable, **changed: Any) -> SpeculationAnswer:
+    return plan_speculation(table, explain=False, **changed)
+
+
+def best_at(*lengths: int, loss: float = 0.1, size: int = 4) -> SpeedTable:
+    """Goodput 100 per batch at the given length of each batch, less by `loss` at every other."""
+    relative = np.where(np.arange(size) == np.array(lengths)[:, np.newaxis], 1.0, 1.0 - loss)
+    return speed_table(100.0 * relative)
+
+
+# ---- limits --------------------------------------------------------------------------------------------
+
+
+def test_without_limits_the_fastest_length_is_chosen() -> None:
+    # Origin: hand, `STEP_MS`.
+    answer = plan(small())
+    assert answer.schedule.segments == ((1, 4, 2),)
+    assert answer.schedule.status is Status.OPTIMAL
+    assert answer.feasible.all()
+    assert answer.best_static == 2
+    assert answer.gain_over_static == pytest.approx(0.0, abs=1e-12)
+    # length 0 costs what speculation switched off does: 2.4 x 11 / 13 and so on, weighted by 1 / B over their sum
+    gains = 2.4 * STEP_MS[:, 0] / STEP_MS[:, 2]
+    assert answer.gain_over_off == pytest.approx(gains @ [12, 6, 4, 3] / 25 - 1.0, rel=1e-12)
+
+
+def test_a_step_limit_exempts_length_0() -> None:
+    # Origin: hand. 18 ms: length 2 up to batch 2 (16 ms), length 1 up to batch 4 (18 ms); 10 ms: none but length 0,
+    # whose own 11 to 14 ms do not count.
+    answer = plan_speculation(small(), limits=DecodeLimits(step_s=0.018 + 1e-9))
+    assert answer.schedule.segments == ((1, 2, 2), (3, 4, 1))
+    assert "slo" in answer.schedule.binding
+    assert answer.limits.names == ("step",)
+    assert plan(small(), limits=DecodeLimits(step_s=0.010)).schedule.segments == ((1, 4, 0),)
+
+
+def test_a_mean_limit_that_large_batches_miss() -> None:
+    # Origin: hand. 8 ms per token: length 2 keeps it up to batch 3 (7.92 ms), no length at batch 4 (9.17 ms).
+    answer = plan(small(), limits=DecodeLimits(tpot_mean_s=0.008))
+    assert answer.schedule.status is Status.INFEASIBLE_SOMEWHERE
+    assert answer.schedule.infeasible_batches == (4,)
+    assert answer.feasible[0, :, 2].tolist() == [True, True, True, False]
+    assert [one.meets for one in answer.forecasts if one.batch in (2, 4)] == [True, False]
+    assert any("(tpot_mean) are missed at 1 batch sizes" in text for text in answer.warnings)
+    assert any("cap the batch below 4" in text for text in answer.warnings)
+
+
+@pytest.mark.parametrize("percentile", [50.0, 90.0, 99.0])
+def test_a_quantile_limit_is_that_of_requests(percentile: float) -> None:
+    # Origin: the closed form of `servecast.model.speculation`, for the 255 tokens after the first.
+    variance = np.array([0.0, 0.16, 0.6])
+    table = small(variance=variance)
+    z = NormalDist().inv_cdf(percentile / 100)
+    seconds = request_tpot_quantile(STEP_MS / 1e3, 255.0, TOKENS, variance, z)
+    limit = float(np.median(seconds))
+    limits = DecodeLimits(tpot_quantiles=((percentile, limit),), output_tokens=256.0)
+    answer = plan(table, limits=limits)
+    np.testing.assert_array_equal(answer.feasible[0], seconds <= limit)
+    assert 0 < answer.feasible.sum() < answer.feasible.size
+    assert answer.limits.names == (f"tpot_p{percentile:g}",)
+
+
+def test_all_limits_count() -> None:
+    # Origin: hand, the common cells of the three.
+    limits = DecodeLimits(tpot_mean_s=0.0085, tpot_quantiles=((50.0, 0.0085),), step_s=0.0165, output_tokens=1001.0)
+    answer = plan(small(), limits=limits)
+    # mean: 1 and 2 at batch 1 and 2, 2 at batch 3; step: 16.5 ms leaves length 2 to batch 2
+    assert answer.feasible[0].tolist() == [[False, True, True], [False, True, True], [False] * 3, [False] * 3]
+    assert answer.limits.names == ("tpot_mean", "tpot_p50", "step")
+
+
+@pytest.mark.parametrize(
+    ("limits", "rules", "message"),
+    [
+        (
+            DecodeLimits(tpot_mean_s=0.001),
+            {},
+            "tpot_mean must be at least 5.42 ms to be met at any batch size and draft length, got 1 ms",
+        ),
+        # the hardest is named: a mean of 5.4167 against 5 is nearer than the median's 5.42 against 1
+        (
+            DecodeLimits(tpot_mean_s=0.005, tpot_quantiles=((50.0, 0.001),), output_tokens=1e6),
+            {},
+            "tpot_p50 must be at least 5.42 ms to be met at any batch size and draft length, got 1 ms",
+        ),
+        # without length 0 the shortest step that drafts has 12 ms
+        (
+            DecodeLimits(step_s=0.010),
+            {"allow_zero": False},
+            "step must be at least 12 ms to be met at any batch size and draft length, got 10 ms",
+        ),
+        # 5.42 ms per token needs length 2, whose step has 13 ms
+        (
+            DecodeLimits(tpot_mean_s=0.006, step_s=0.0125),
+            {},
+            "limits must be met together at some batch size and draft length, got tpot_mean, step that never are",
+        ),
+    ],
+)
+def test_a_hopeless_limit_is_named_with_its_least_value(
+    limits: DecodeLimits, rules: dict[str, Any], message: str
+) -> None:
+    # Origin: hand, `STEP_MS`.
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the text is compared below)
+        plan(small(), limits=limits, rules=ScheduleRules(**rules))
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_limits_and_loads_must_be_positive(value: float) -> None:
+    for given in ({"tpot_mean_s": value}, {"step_s": value}, {"output_tokens": value}):
+        wrong: dict[str, Any] = dict(given)
+        with pytest.raises(ValueError, match="a decode limit must be positive and finite, got"):
+            DecodeLimits(**wrong)
+    with pytest.raises(ValueError, match="a decode limit must be positive and finite, got"):
+        DecodeLimits(tpot_quantiles=((99.0, value),))
+    with pytest.raises(ValueError, match="rate_rps must be positive and finite, got"):
+        Load(rate_rps=value, output_tokens=10.0)
+    with pytest.raises(ValueError, match="output_tokens must be positive and finite, got"):
+        Load(rate_rps=1.0, output_tokens=value)
+
+
+@pytest.mark.parametrize("percentile", [0.0, 100.0, -1.0, math.nan])
+def test_percentiles_are_between_0_and_100(percentile: float) -> None:
+    with pytest.raises(ValueError, match="percentile must be between 0 and 100, got"):
+        DecodeLimits(tpot_quantiles=((percentile, 1.0),))
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_a_switch_must_cost_some_time(value: float) -> None:
+    with pytest.raises(ValueError, match="switch_s must be >= 0 and finite, got"):
+        Load(rate_rps=1.0, output_tokens=10.0, switch_s=value)
+
+
+# ---- load ----------------------------------------------------------------------------------------------
+
+
+def test_weights_of_a_load_by_hand() -> None:
+    # Origin: hand. One length, steps of 10 ms at batch 1 and 2: requests of 100 tokens leave at 1/s and 2/s; 2/s
+    # arrive, so the shares of 0, 1, 2 are 1/5, 2/5, 2/5, and half of the steps are at each. A tenth of the weight is
+    # spread as 1 / B, 2/3 and 1/3.
+    table = speed_table([[100.0], [100.0]])
+    answer = plan(table, load=Load(rate_rps=2.0, output_tokens=100.0))
+    np.testing.assert_allclose(answer.weights, [0.45 + 0.2 / 3, 0.45 + 0.1 / 3], rtol=1e-12)
+    assert any(text.startswith("the largest batch holds 48% of the steps") for text in answer.warnings)
+
+
+def test_weights_are_steps_not_time() -> None:
+    # Origin: hand. Steps of 10 ms and 40 ms (goodput 100 and 50): requests of 50 tokens leave at 2/s and 1/s, 1/s
+    # arrive: shares of 1 and 2 are alike, but a batch of 2 makes a quarter as many steps.
+    table = speed_table([[100.0], [25.0]])
+    answer = plan(table, load=Load(rate_rps=1.0, output_tokens=50.0))
+    np.testing.assert_allclose(answer.weights, [0.9 * 0.8 + 0.2 / 3, 0.9 * 0.2 + 0.1 / 3], rtol=1e-12)
+
+
+def test_weights_are_those_of_the_occupancy_at_the_chosen_lengths() -> None:
+    # Origin: the birth-death chain of `servecast.solvers` at the goodput of the schedule, which the load does not
+    # move here since one length is best everywhere.
+    table = small()
+    answer = plan(table, load=Load(rate_rps=3.0, output_tokens=100.0))
+    step = STEP_MS[:, 2] / 1e3
+    share = birth_death_occupancy(3.0, np.arange(1, 5) * 2.4 / step / 100.0)[1:]
+    steps = share / step
+    uniform = np.array([12, 6, 4, 3]) / 25
+    np.testing.assert_allclose(answer.weights, 0.9 * steps / steps.sum() + 0.1 * uniform, rtol=1e-9)
+
+
+def test_without_a_load_weights_are_uniform_in_log_batch() -> None:
+    # Origin: hand, 1 / B.
+    np.testing.assert_allclose(plan(small()).weights, np.array([12, 6, 4, 3]) / 25, rtol=1e-12)
+
+
+def test_a_light_load_gives_no_warning() -> None:
+    answer = plan(small(), load=Load(rate_rps=0.05, output_tokens=100.0))
+    assert answer.warnings == ()
+
+
+def test_dear_switches_merge_segments() -> None:
+    # Origin: hand. 3 % is lost beyond batch 2 by staying at length 3. The edge behind batch 2 is crossed often enough
+    # that 50 ms a change (of steps of a few ms) is not worth it.
+    table = best_at(3, 3, 1, 1, 1, 1, 1, 1, loss=0.03)
+    load = {"rate_rps": 3.0, "output_tokens": 100.0}
+    free = plan(table, load=Load(**load), rules=ScheduleRules(operating=(1, 1)))
+    assert free.schedule.segments == ((1, 2, 3), (3, 8, 1))
+    dear = plan(table, load=Load(**load, switch_s=0.05), rules=ScheduleRules(operating=(1, 1)))
+    assert len(dear.schedule.segments) == 1
+
+
+def test_the_operating_range_of_a_load_keeps_length_0_from_coming_and_going() -> None:
+    # Origin: hand. Length 0 is best by 30 % beyond batch 2, in the middle of where a load of a few requests works.
+    table = best_at(2, 2, 0, 0, 0, 0, 0, 0, loss=0.3)
+    assert plan(table).schedule.segments == ((1, 2, 2), (3, 8, 0))
+    loaded = plan(table, load=Load(rate_rps=2.5, output_tokens=100.0))
+    low, high = 1, 6  # most of the time: goodput is 100 to 800 tokens/s for 250 tokens/s asked
+    edges = [(lo, k) for lo, _, k in loaded.schedule.segments[1:]]
+    before = [k for _, _, k in loaded.schedule.segments]
+    assert all(not (low < lo <= high and 0 in (k, before[i])) for i, (lo, k) in enumerate(edges))
+
+
+def test_a_stated_operating_range_is_kept() -> None:
+    # Origin: hand; the edge from 2 to 3 lies inside 1 to 8 and outside 1 to 2.
+    table = best_at(2, 2, 0, 0, 0, 0, 0, 0, loss=0.3)
+    whole = plan(table, rules=ScheduleRules(operating=(1, 8)))
+    assert not any(k == 0 for _, _, k in whole.schedule.segments) or len(whole.schedule.segments) == 1
+    assert plan(table, rules=ScheduleRules(operating=(1, 2))).schedule.segments == ((1, 2, 2), (3, 8, 0))
+
+
+# ---- rules ---------------------------------------------------------------------------------------------
+
+
+def test_lengths_and_segments_are_bounded() -> None:
+    # Origin: hand: 3 up to 2, 2 up to 4, 1 beyond.
+    table = best_at(3, 3, 2, 2, 1, 1, 1, 1)
+    assert plan(table).schedule.segments == ((1, 2, 3), (3, 4, 2), (5, 8, 1))
+    two = plan(table, rules=ScheduleRules(max_lengths=2)).schedule
+    assert len({k for _, _, k in two.segments}) == 2
+    # the batches that give way are those of least weight: 1/3 + 1/4 against 1/5 + ... + 1/8
+    assert two.segments == ((1, 2, 3), (3, 8, 1))
+    assert plan(table, rules=ScheduleRules(max_segments=1)).schedule.segments == ((1, 8, 3),)
+
+
+def test_a_length_may_return_where_segments_allow() -> None:
+    # Origin: hand, 3 2 3: two lengths, three segments.
+    table = best_at(3, 3, 2, 2, 3, 3, 3, 3)
+    assert plan(table).schedule.segments == ((1, 2, 3), (3, 4, 2), (5, 8, 3))
+    assert len(plan(table, rules=ScheduleRules(max_segments=2)).schedule.segments) <= 2
+
+
+def test_edges_lie_at_captured_sizes() -> None:
+    # Origin: hand. The best length changes behind batch 5, graphs are captured at 4 and 8: 5 batches of 3 lose less
+    # at 8 (3 wrong of weight 1/6 + 1/7 + 1/8 = 0.43) than at 4 (one wrong of weight 1/5).
+    table = best_at(*[3] * 5, *[1] * 11)
+    assert plan(table).schedule.segments == ((1, 4, 3), (5, 16, 1))
+    free = plan(table, rules=ScheduleRules(captured=tuple(range(1, 17))))
+    assert free.schedule.segments == ((1, 5, 3), (6, 16, 1))
+
+
+def test_non_increasing_and_no_zero() -> None:
+    # Origin: hand. Rising lengths become one; where 0 is not allowed the runner-up is taken.
+    rising = best_at(1, 1, 3, 3)
+    assert plan(rising).schedule.segments == ((1, 2, 1), (3, 4, 3))
+    flat = plan(rising, rules=ScheduleRules(non_increasing=True)).schedule
+    assert flat.segments == ((1, 4, 1),)
+    off = speed_table([[100.0, 90.0, 80.0]] * 4)
+    assert plan(off).schedule.segments == ((1, 4, 0),)
+    drafting = plan(off, rules=ScheduleRules(allow_zero=False))
+    assert drafting.schedule.segments == ((1, 4, 1),)
+    assert drafting.best_static == 1
+
+
+@settings(max_examples=30)
+@given(
+    st.integers(1, 40),
+    st.integers(2, 5),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+def test_rules_hold_for_any_table(
+    count: int, size: int, lengths: int, segments: int, falling: bool, zero: bool, seed: int
+) -> None:
+    # Origin: the rules, checked on the segments.
+    speed = np.random.default_rng(seed).uniform(50.0, 100.0, (count, size))
+    rules = ScheduleRules(max_lengths=lengths, max_segments=segments, non_increasing=falling, allow_zero=zero)
+    found = plan(speed_table(speed), rules=rules).schedule
+    chosen = [k for _, _, k in found.segments]
+    assert len(set(chosen)) <= lengths
+    assert len(chosen) <= segments
+    assert all(hi in GRAPH_SIZES for _, hi, _ in found.segments[:-1])
+    assert [lo for lo, _, _ in found.segments] == [1, *(hi + 1 for _, hi, _ in found.segments[:-1])]
+    assert found.segments[-1][1] == count
+    assert not falling or chosen == sorted(chosen, reverse=True)
+    assert zero or 0 not in chosen
+
+
+def test_a_gain_within_its_own_doubt_is_not_worth_a_longer_draft() -> None:
+    # Origin: hand. Length 2 is 0.6 % faster than length 1, known to 0.8 %: the shorter draft; known exactly: 2.
+    speed = [[80.0, 99.4, 100.0]] * 4
+    assert plan(speed_table(speed, ratio_sd=0.008)).schedule.segments == ((1, 4, 1),)
+    assert plan(speed_table(speed)).schedule.segments == ((1, 4, 2),)
+    # however doubtful: not more than 1 % is given away, or 1.41 % where both lengths are in doubt
+    far = [[80.0, 98.0, 100.0]] * 4
+    assert plan(speed_table(far, ratio_sd=0.5)).schedule.segments == ((1, 4, 2),)
+
+
+# ---- several contexts ----------------------------------------------------------------------------------
+
+
+def two_contexts() -> SpeedTable:
+    """At the longer context every step takes 6 ms more."""
+    both = np.array([STEP_MS, STEP_MS + 6.0])
+    return speed_table(1e3 * TOKENS / both, TOKENS.tolist(), contexts=(1000.0, 9000.0))
+
+
+def test_limits_are_kept_at_every_context() -> None:
+    # Origin: hand. Steps of 20 ms: short context length 2 up to batch 3 (19), 1 at batch 4; long: 2 (19), 1 (20),
+    # 0 at batches 3 and 4 (1 would take 22 and 24). One table for both is the long one's.
+    answer = plan(two_contexts(), limits=DecodeLimits(step_s=0.020 + 1e-9))
+    assert answer.schedule.segments == ((1, 1, 2), (2, 2, 1), (3, 4, 0))
+    row = np.arange(4)
+    assert answer.feasible[:, row, answer.lengths].all()
+    short, long = answer.by_context
+    assert short.lengths.tolist() in ([2, 2, 1, 1], [2, 2, 2, 1])  # behind batch 3 nothing is captured
+    assert short.lengths.tolist() == [2, 2, 1, 1]
+    assert long.lengths.tolist() == [2, 1, 0, 0]
+    assert {one.context for one in answer.forecasts} == {1000.0, 9000.0}
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 3), st.integers(1, 3))
+def test_a_context_by_itself_never_chooses_worse(seed: int, contexts: int, lengths: int) -> None:
+    # Origin: the combined schedule is one of those that each context may choose. Regret by hand: of speeds against
+    # the best of the context, plus 0.2 % of an edge.
+    speed = np.random.default_rng(seed).uniform(50.0, 100.0, (contexts, 16, 4))
+    answer = plan(
+        speed_table(speed, contexts=np.arange(1.0, contexts + 1.0).tolist()), rules=ScheduleRules(max_lengths=lengths)
+    )
+
+    def objective(i: int, chosen: Sequence[int]) -> float:
+        regret = 1.0 - speed[i, np.arange(16), list(chosen)] / speed[i].max(axis=1)
+        return float(regret @ answer.weights + 0.002 * np.count_nonzero(np.diff(chosen)))
+
+    for i, own in enumerate(answer.by_context):
+        mine = objective(i, own.lengths.tolist())
+        assert mine <= objective(i, answer.lengths.tolist()) + 1e-9
+        assert mine == pytest.approx(own.objective, rel=1e-9, abs=1e-12)
+
+
+def test_one_context_is_its_own() -> None:
+    answer = plan(small())
+    assert answer.by_context == (answer.schedule,)
+
+
+# ---- forecasts and remarks -----------------------------------------------------------------------------
+
+
+def test_forecasts_by_hand() -> None:
+    # Origin: hand. Batch 4, length 2: 2.4 tokens in 22 ms; 90 % are 1.645 deviations of 2 %.
+    answer = plan(small(off=[95.0, 90.0, 85.0, 80.0]))
+    one = answer.forecasts[-1]
+    speed, wide = 2.4 / 22e-3, math.exp(1.6449 * 0.02)
+    assert (one.batch, one.draft_length, one.meets) == (4, 2, True)
+    assert math.isnan(one.context)
+    assert one.goodput_tok_s.value == pytest.approx(4 * speed, rel=1e-12)
+    assert one.goodput_tok_s.lo == pytest.approx(4 * speed / wide, rel=1e-12)
+    assert one.goodput_tok_s.hi == pytest.approx(4 * speed * wide, rel=1e-12)
+    assert one.tpot_s.value == pytest.approx(1 / speed, rel=1e-12)
+    assert one.tpot_s.lo == pytest.approx(1 / speed / wide, rel=1e-12)
+    assert one.tpot_s.hi == pytest.approx(wide / speed, rel=1e-12)
+    assert one.step_s == pytest.approx(22e-3, rel=1e-12)
+    assert one.over_static == pytest.approx(0.0, abs=1e-12)
+    assert one.over_off == pytest.approx(speed / 80.0 - 1.0, rel=1e-12)
+
+
+def test_shown_batches_are_powers_of_two_and_ends() -> None:
+    # Origin: hand.
+    answer = plan(best_at(3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 1))
+    assert answer.schedule.segments == ((1, 2, 3), (3, 4, 2), (5, 11, 1))
+    assert shown_batches(answer.schedule) == [1, 2, 3, 4, 5, 8, 11]
+    assert [one.batch for one in answer.forecasts] == [1, 2, 3, 4, 5, 8, 11]
+
+
+def test_gain_over_the_best_static_length_by_hand() -> None:
+    # Origin: hand. 10 % are lost by length 3 at batches 3 and 4, by length 2 at 1 and 2: weights 18/25 and 7/25.
+    answer = plan(best_at(3, 3, 2, 2))
+    assert answer.best_static == 3
+    assert answer.gain_over_static == pytest.approx(7 / 25 * (1 / 0.9 - 1), rel=1e-12)
+
+
+def test_advice_where_off_is_better() -> None:
+    # Origin: hand. A server without a drafter is 1.25 times as fast: with one, goodput is 20 % lower.
+    answer = plan(speed_table([[80.0, 70.0]] * 2, off=[100.0, 100.0]))
+    assert answer.gain_over_off == pytest.approx(-0.2, rel=1e-12)
+    assert answer.advice[0] == (
+        "switch speculation off: with a drafter goodput is 20.0% lower on average over these batch sizes"
+    )
+
+
+def test_advice_where_off_is_better_for_large_batches() -> None:
+    # Origin: hand, 5 % at batches 3 and 4, half as fast at 1 and 2.
+    answer = plan(speed_table([[70.0, 100.0]] * 4, off=[50.0, 50.0, 105.0, 105.0]))
+    assert answer.advice == (
+        "from batch size 3 on a server without a drafter is faster, by 5.0% at most: serve peaks that last from "
+        "replicas without one",
+    )
+    middle = plan(speed_table([[70.0, 100.0]] * 4, off=[50.0, 105.0, 50.0, 50.0]))
+    assert middle.advice[0].startswith("at batch sizes around 2 a server without a drafter is faster, by 5.0%")
+
+
+def test_no_advice_within_doubt() -> None:
+    # Origin: hand. 1 % ahead is less than its own 2 %.
+    assert plan(speed_table([[70.0, 100.0]] * 2, off=[50.0, 101.0])).advice == ()
+
+
+def test_advice_where_one_length_is_enough() -> None:
+    # Origin: hand. Length 1 for all loses 1 % of 7/25 of the weight.
+    answer = plan(speed_table([[50.0, 100.0, 99.0]] * 2 + [[50.0, 99.0, 100.0]] * 2))
+    assert answer.schedule.segments == ((1, 2, 1), (3, 4, 2))
+    assert answer.advice == ("draft length 1 for every batch size loses 0.3% only and needs no schedule",)
+
+
+def test_a_static_length_that_misses_the_limits_is_not_advised() -> None:
+    # Origin: hand. Steps of 18 ms need two lengths (above), and the one length that keeps the limit is 6 % slower at
+    # most batches; length 2 alone would be faster and misses it.
+    answer = plan(small(), limits=DecodeLimits(step_s=0.018 + 1e-9))
+    assert answer.best_static == 1
+    limits = DecodeLimits(tpot_mean_s=0.0096, step_s=0.018 + 1e-9)  # batch 4 has none: 10 ms, or 22 ms a step
+    hard = plan(small(), limits=limits)
+    assert hard.schedule.infeasible_batches == (4,)
+    assert len(hard.schedule.segments) > 1
+    assert not any("needs no schedule" in text for text in hard.advice)
+
+
+def test_what_was_not_measured_is_said() -> None:
+    # Origin: hand.
+    known = [[True, True, True]] * 3 + [[True, True, False]]
+    answer = plan(small(calibrated=known))
+    assert answer.warnings == ("batch sizes 4 to 4 are, at least in part, beyond what was measured: extrapolated",)
+    assert [one.tpot_s.calibrated for one in answer.forecasts if one.batch in (2, 4)] == [True, False]
+
+
+# ---- methods -------------------------------------------------------------------------------------------
+
+
+def test_methods_compared_by_hand() -> None:
+    # Origin: hand. Weights 12, 6, 4, 3 of 25. The first is as fast as the best at batches 1 and 4 and half as fast
+    # at 2 and 3: (12 + 3 + 3 + 2) / 25; the other way round (6 + 6 + 4 + 1.5) / 25.
+    first = plan(speed_table([[10.0]] * 4))
+    second = plan(speed_table([[5.0], [20.0], [20.0], [5.0]]))
+    found = compare_methods({"second": second, "first": first})
+    assert [name for name, _, _ in found] == ["first", "second"]
+    assert found[0][1] == pytest.approx(20 / 25, rel=1e-12)
+    assert found[1][1] == pytest.approx(17.5 / 25, rel=1e-12)
+    assert list(found[0][2]) == [(1, 1), (4, 4)]
+    assert list(found[1][2]) == [(2, 3)]
+
+
+def test_methods_need_the_same_batches() -> None:
+    answers = {"a": plan(speed_table([[1.0]] * 2)), "b": plan(speed_table([[1.0]] * 3))}
+    with pytest.raises(ValueError, match=r"the same largest batch, got \[2, 3\]"):
+        compare_methods(answers)
+
+
+# ---- what holds for every drafter ----------------------------------------------------------------------
+
+
+def drafted_cost(row_s: float, round_s: float, draft_s: float, rise_s: float) -> FormulaCost:
+    return FormulaCost(
+        form=RowForm.HYPERBOLIC,
+        base_s=10e-3,
+        rise_s=rise_s,
+        rise_rows=40.0,
+        row_s=row_s,
+        request_s=2e-5,
+        round_s=round_s,
+        draft_s=draft_s,
+    )
+
+
+def cost_table(cost: FormulaCost, mean_length: ArrayLike, max_batch: int) -> SpeedTable:
+    longest = np.size(mean_length) - 1
+    return table_from_cost(cost, certain_curve(mean_length), max_batch=max_batch, max_length=longest, cost_sd=0.0)
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.floats(0.05, 0.98), min_size=5, max_size=5),
+    st.floats(0.2, 1.0),
+    st.floats(0.0, 3e-4),
+    st.floats(0.0, 4e-3),
+    st.floats(0.0, 2e-3),
+    st.floats(0.0, 1e-2),
+)
+def test_goodput_never_falls_when_acceptance_rises(
+    conditional: list[float], power: float, row_s: float, round_s: float, draft_s: float, rise_s: float
+) -> None:
+    # Origin: T does not depend on acceptance, so every cell gains. Where rules and the price of an edge do not bind
+    # the chosen goodput rises at every batch; with them, what is chosen at each single batch size.
+    base = np.array(conditional)
+    cost = drafted_cost(row_s, round_s, draft_s, rise_s)
+    low, high = (1.0 + np.append(0.0, np.cumsum(np.cumprod(one))) for one in (base, base**power))
+    free = ScheduleRules(max_lengths=6, max_segments=32, captured=tuple(range(1, 33)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speculating, "EDGE_WORTH", 0.0)
+        before, after = (plan(cost_table(cost, mean, 32), rules=free) for mean in (low, high))
+    row = np.arange(32)
+    lower = before.table.goodput[0, row, before.lengths]
+    higher = after.table.goodput[0, row, after.lengths]
+    assert (higher >= lower * (1.0 - 1e-9)).all()
+    ruled = [plan(cost_table(cost, mean, 1)).forecasts[0].goodput_tok_s.value for mean in (low, high)]
+    assert ruled[1] >= ruled[0] * (1.0 - 1e-9)
+
+
+@settings(max_examples=40)
+@given(st.floats(0.0, 0.95), st.floats(0.01, 0.9), st.integers(1, 64))
+def test_a_dense_target_drafts_where_acceptance_beats_the_cost_ratio(alpha: float, ratio: float, count: int) -> None:
+    # Origin: Leviathan et al., corollary 3.9: with verification flat in the rows some draft pays iff alpha > c; here
+    # an armed drafter that idles costs nothing.
+    if abs(alpha - ratio) < 1e-6:
+        alpha = ratio + 1e-3
+    target_s = 20e-3
+    cost = replace(drafted_cost(0.0, 0.0, ratio * target_s, 0.0), base_s=target_s, request_s=0.0, idle_s=0.0)
+    mean = np.append(1.0, tokens_per_step(alpha, np.arange(1, 7)))
+    found = plan(cost_table(cost, mean, count)).schedule
+    assert len(found.segments) == 1
+    assert (found.segments[0][2] >= 1) is (alpha > ratio)
