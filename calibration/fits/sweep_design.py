@@ -62,11 +62,14 @@ def informative_cells(
     total = float((importance * ((contrast @ covariance) * contrast).sum(axis=1)).sum())
     noise = NOISE**2 + BATCH_SD**2
     found: list[NextCell] = []
+    taken = np.zeros(b.size, dtype=np.bool_)
     for _ in range(count):
         seen = slopes @ covariance
         variance = noise + (seen * slopes).sum(axis=1)
         removed = importance @ (contrast @ seen.T) ** 2 / variance
-        i = int(removed.argmax())
+        # a second run of the same cell narrows its noise alone, which the smooth deviation does not share
+        i = int(np.where(taken, -np.inf, removed).argmax())
+        taken[i] = True
         if not total > 0.0 or removed[i] < 1e-3 * total:
             break
         found.append(NextCell(batch=int(b[i]), gamma=int(k[i]), gain=float(removed[i] / total)))
