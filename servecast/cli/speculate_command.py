@@ -58,19 +58,20 @@ def command(as_json: bool, out: Path | None, report: Path | None, predict: Path 
     """The draft length of best goodput for every batch size, within the limits, and what it gains."""
     from servecast.cli.output import require_writable, to_json
 
-    if report is not None:
-        require_writable(report)
+    if predict is not None and (out is not None or report is not None):
+        raise ValueError("--predict writes no files: leave --out and --report away")
     if out is not None and out.exists() and not out.is_dir():
         raise ValueError(f"--out must be a folder, got the file {out}")
+    if report is not None and report == out:
+        raise ValueError(f"--report must be a file beside --out or in it, got {report} for both")
+    if report is not None and report.parent != out:
+        require_writable(report)
     if predict is not None:
         document = _scored(flags, predict)
         click.echo(to_json(document) if as_json else _score_text(document), nl=not as_json)
         return
     found = _Planned(flags)
-    if out is not None:
-        _write_files(out, found)
-    if report is not None:
-        _write_report(report, found)
+    _write(out, report, found)
     if as_json:
         click.echo(to_json(found.document()), nl=False)
     else:
@@ -209,7 +210,7 @@ class _Planned:
         if flags["acceptance"] is not None:
             self.acceptance = _fitted_acceptance(_samples(flags), max_length)
             curve = self.acceptance.curve
-        contexts = np.array(flags["context"]) if flags["context"] else None
+        contexts = np.unique(flags["context"]) if flags["context"] else None
         own = contexts if self.fit.has_context else None
         table = table_from_cells(self.fit, max_batch=max_batch, max_length=max_length, contexts=own, curve=curve)
         if contexts is None or own is not None:
@@ -241,7 +242,7 @@ class _Planned:
             return table
         target = _deployment(flags, self.engine)
         per_token = target.kv_bytes_per_token_per_gpu() / target.gpu.bandwidth_bytes_per_s
-        return with_contexts(table, np.array(flags["context"]), cached_token_s=per_token, reference=0.0)
+        return with_contexts(table, np.unique(flags["context"]), cached_token_s=per_token, reference=0.0)
 
     def _from_profile(self) -> SpeedTable:
         import numpy as np
@@ -262,7 +263,7 @@ class _Planned:
             self._curve(),
             max_batch=flags["max_batch"] or 256,
             max_length=self._longest(),
-            contexts=np.array(flags["context"] or (1024.0,)),
+            contexts=np.unique(flags["context"] or (1024.0,)),
             cost_sd=cost.log_sd,
         )
 
@@ -397,27 +398,36 @@ def _rival(text: str, max_batch: int) -> tuple[str, SpeedTable]:
     return name.strip(), table_from_cells(fit, max_batch=max_batch, max_length=fit.max_length)
 
 
-def _write_files(out: Path, found: _Planned) -> None:
+def _write(out: Path | None, report: Path | None, found: _Planned) -> None:
+    """All files or none of them."""
     from servecast.cli.output import write_all_atomic
 
+    files = {} if out is None else {out / name: text for name, text in _engine_files(found).items()}
+    if report is not None:
+        files[report] = _page(found)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # last, so that a refusal leaves nothing behind
+    write_all_atomic(files)
+    for name in files:
+        click.echo(f"wrote {name}", err=True)
+
+
+def _engine_files(found: _Planned) -> dict[str, str]:
     if found.policy["missing"]:
         names = " and ".join(f"--{one.replace('_', '-')}" for one in found.policy["missing"])
         raise ValueError(f"{names} must be given for --out: an engine cannot load a file without it")
-    out.mkdir(parents=True, exist_ok=True)
-    write_all_atomic({out / name: text for name, text in found.policy["files"].items()})
-    click.echo(f"wrote {', '.join(str(out / name) for name in found.policy['files'])}", err=True)
+    return dict(found.policy["files"])
 
 
-def _write_report(report: Path, found: _Planned) -> None:
+def _page(found: _Planned) -> str:
     import json
 
-    from servecast.cli.output import write_atomic
     from servecast.reports.speculation_page import speculation_page
 
     config = found.policy.get("speculative_config")
     files = found.policy["files"]
     text = json.dumps(config) if config is not None else next(iter(files.values()), None)
-    page = speculation_page(
+    return speculation_page(
         found.answer,
         title=found.labels.get("model") or found.model or found.source,
         source_lines=[("step times", found.source), *((key, value) for key, value in found.labels.items())],
@@ -425,5 +435,3 @@ def _write_report(report: Path, found: _Planned) -> None:
         engine=f"{found.engine} {found.version}",
         measured=None if found.fit is None else found.fit.cells,
     )
-    write_atomic(report, page)
-    click.echo(f"wrote {report}", err=True)
