@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from servecast.model.acceptance import AcceptanceSample
+from servecast.readers.bounded_text import read_bounded
 from servecast.readers.trace_formats import shown
 
 MAX_BYTES = 64 << 20
@@ -16,25 +17,8 @@ MAX_DRAFT_LENGTH = 1024
 
 
 def read_text(path: Path) -> str:
-    """Whole file as text; refused where it is no file, too large or not UTF-8."""
-    if path.is_dir():
-        raise ValueError(f"{path}: is a directory, not an acceptance file")
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
-    with path.open("rb") as stream:
-        data = stream.read(MAX_BYTES + 1)  # not the stated size: a pipe has none
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"{path}: is larger than {MAX_BYTES >> 20} MiB")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}: line {line} is not UTF-8 text (byte 0x{data[error.start]:02x})") from None
-    if "\0" in text:
-        raise ValueError(f"{path}: line {text.count(chr(10), 0, text.index(chr(0))) + 1} is not text (zero byte)")
-    if not text.strip():
-        raise ValueError(f"{path}: is empty")
-    return text
+    """Whole file as text; refused where it is no file, too large, empty or not UTF-8."""
+    return read_bounded(path, most_bytes=MAX_BYTES, kind="an acceptance file")
 
 
 def number(place: str, name: str, value: object) -> float:

@@ -8,9 +8,7 @@ Columns: ``batch_size``, ``draft_length``, and one of ``tok_s_per_request``, ``t
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from servecast.model.speculation_cells import SpeculationCells
+from servecast.readers.bounded_text import csv_records, read_bounded
 
 MAX_BYTES = 16 << 20
 MAX_CELLS = 100_000
@@ -33,15 +32,7 @@ def read_cells(path: str | Path, *, speed_required: bool = True) -> SpeculationC
     Raises ValueError in one line that names file, line, column, rule and value; OSError where it cannot be read.
     """
     path = Path(path)
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path}: must be at most {MAX_BYTES >> 20} MiB, got {path.stat().st_size} bytes")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: must be a CSV table in UTF-8, got other bytes") from None
-    if "\0" in text:
-        raise ValueError(f"{path}: must be a CSV table, got binary data")
-    names, rows = _table(path, text)
+    names, rows = csv_records(path, read_bounded(path, most_bytes=MAX_BYTES, kind="a CSV table"))
     speed = _columns(path, names, speed_required=speed_required)
     if not rows:
         raise ValueError(f"{path}: must hold cells, got a header alone")
@@ -62,53 +53,12 @@ def read_cells(path: str | Path, *, speed_required: bool = True) -> SpeculationC
         raise ValueError(f"{path}: {error}") from None
 
 
-def _table(path: Path, text: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Names of the columns, and every record under them with the line it ends on."""
-    # strict: an unpaired quote would swallow the lines after it
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    names: list[str] = []
-    rows: list[tuple[int, dict[str, str]]] = []
-    try:
-        for record in reader:
-            fields = [field.strip() for field in record]
-            if not any(fields):
-                continue
-            if not names:
-                names = [" ".join(field.split()) for field in fields]  # refusals are one line
-                continue
-            if len(fields) != len(names):
-                raise ValueError(
-                    f"{path}: line {reader.line_num}: must have {len(names)} fields as the header has, "
-                    f"got {len(fields)}"
-                )
-            rows.append((reader.line_num, dict(zip(names, fields, strict=True))))
-    except csv.Error as error:
-        raise ValueError(f"{path}: line {reader.line_num}: must be valid CSV, got {error}") from None
-    return names, rows
-
-
 def read_labels(path: str | Path) -> dict[str, str]:
     """Model, drafter, engine and hardware of a sweep, where its first cell names them."""
-    reader, _ = _opened(Path(path))
-    first = next(iter(reader), {})
-    return {label: first[label].strip() for label in LABELS if (first.get(label) or "").strip()}
-
-
-def _opened(path: Path) -> tuple[csv.DictReader[str], list[str]]:
-    """Rows and column names of a bounded file."""
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise ValueError(f"{path}: must be at most {MAX_BYTES >> 20} MiB, got {size >> 20} MiB")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: must be a CSV table in UTF-8, got other bytes") from None
-    if "\0" in text:
-        raise ValueError(f"{path}: must be a CSV table, got binary data")
-    reader = csv.DictReader(text.splitlines())
-    names = [name.strip() for name in reader.fieldnames or []]
-    reader.fieldnames = names
-    return reader, names
+    path = Path(path)
+    _, rows = csv_records(path, read_bounded(path, most_bytes=MAX_BYTES, kind="a CSV table"))
+    first = rows[0][1] if rows else {}
+    return {label: first[label] for label in LABELS if first.get(label)}
 
 
 def _columns(path: Path, names: list[str], *, speed_required: bool) -> str | None:

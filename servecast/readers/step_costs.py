@@ -6,14 +6,13 @@ Columns ``phase`` (verify, draft), ``mode`` (cuda_graph, eager), ``indexed_by`` 
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from pathlib import Path
 
 import numpy as np
 
 from servecast.model.speculation_cost import TableCost
+from servecast.readers.bounded_text import csv_records, read_bounded
 
 MAX_BYTES = 4 << 20
 COLUMNS = ("phase", "mode", "indexed_by", "n", "step_s")
@@ -25,7 +24,9 @@ def read_step_cost(path: str | Path, *, parallel: bool) -> TableCost:
     """Cost of verification by rows and of a draft pass by requests; `parallel` as in `TableCost`."""
     path = Path(path)
     points: dict[tuple[str, str], dict[float, float]] = {}
-    for line, row in _rows(path, _text(path)):
+    names, rows = csv_records(path, read_bounded(path, most_bytes=MAX_BYTES, kind="a CSV table"))
+    _check_names(path, names)
+    for line, row in rows:
         phase, mode, n, seconds = _point(path, line, row)
         mine = points.setdefault((phase, mode), {})
         if n in mine:
@@ -49,54 +50,13 @@ def read_step_cost(path: str | Path, *, parallel: bool) -> TableCost:
     )
 
 
-def _text(path: Path) -> str:
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise ValueError(f"{path}: must be at most {MAX_BYTES >> 20} MiB, got {size} bytes")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: must be a CSV table in UTF-8, got other bytes") from None
-    if "\0" in text:
-        raise ValueError(f"{path}: must be a CSV table, got binary data")
-    return text
-
-
-def _rows(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
-    """Every record under the header with the line it ends on."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    names: list[str] = []
-    rows: list[tuple[int, dict[str, str]]] = []
-    try:
-        for record in reader:
-            fields = [field.strip() for field in record]
-            if not any(fields):
-                continue
-            if not names:
-                names = _checked_names(path, fields)
-                continue
-            if len(fields) != len(names):
-                raise ValueError(
-                    f"{path}: line {reader.line_num}: must have {len(names)} fields as the header has, "
-                    f"got {len(fields)}"
-                )
-            rows.append((reader.line_num, dict(zip(names, fields, strict=True))))
-    except csv.Error as error:
-        raise ValueError(f"{path}: line {reader.line_num}: must be valid CSV, got {error}") from None
-    if not names:
-        _checked_names(path, names)
-    return rows
-
-
-def _checked_names(path: Path, fields: list[str]) -> list[str]:
-    names = [" ".join(field.split()) for field in fields]  # refusals are one line
+def _check_names(path: Path, names: list[str]) -> None:
     missing = [name for name in COLUMNS if name not in names]
     if missing:
-        raise ValueError(f"{path}: column {missing[0]} must be given, got {', '.join(names)[:200] or 'nothing'}")
+        raise ValueError(f"{path}: column {missing[0]} must be given, got {', '.join(names)[:200]}")
     twice = [name for name in COLUMNS if names.count(name) > 1]
     if twice:
         raise ValueError(f"{path}: column {twice[0]} must be given once, got it {names.count(twice[0])} times")
-    return names
 
 
 def _point(path: Path, line: int, row: dict[str, str]) -> tuple[str, str, float, float]:
