@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from servecast.model.prediction import Prediction
-from servecast.model.speculation import steps_to_emit
+from servecast.model.speculation import request_tpot_quantile
 from servecast.solvers.draft_length import (
     DraftLengthProblem,
     DraftLengthSchedule,
@@ -102,20 +103,14 @@ def _limited(table: SpeedTable, limits: DecodeLimits) -> list[tuple[str, Floats,
     found: list[tuple[str, Floats, float]] = []
     if limits.tpot_mean_s is not None:
         found.append(("tpot_mean", 1.0 / table.tok_s, limits.tpot_mean_s))
-    if limits.tpot_quantiles:
-        steps, sd = steps_to_emit(max(limits.output_tokens - 1.0, 1.0), table.tokens, table.variance)
-        for percentile, limit in limits.tpot_quantiles:
-            share = (steps + _normal_quantile(percentile / 100.0) * sd) / max(limits.output_tokens - 1.0, 1.0)
-            found.append((f"tpot_p{percentile:g}", table.step_s * share, limit))
+    emitted = max(limits.output_tokens - 1.0, 1.0)
+    for percentile, limit in limits.tpot_quantiles:
+        z = NormalDist().inv_cdf(percentile / 100.0)
+        tpot = request_tpot_quantile(table.step_s, emitted, table.tokens, table.variance, z)
+        found.append((f"tpot_p{percentile:g}", tpot, limit))
     if limits.step_s is not None:
         found.append(("step", np.where(table.lengths > 0, table.step_s, 0.0), limits.step_s))
     return found
-
-
-def _normal_quantile(p: float) -> float:
-    from statistics import NormalDist
-
-    return NormalDist().inv_cdf(p)
 
 
 def _hopeless(table: SpeedTable, limits: DecodeLimits, shortest: int) -> str:
