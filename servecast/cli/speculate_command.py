@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from servecast.speculation_answers import DecodeLimits, Load, ScheduleRules, SpeculationAnswer
     from servecast.speculation_tables import SpeedTable
 
+MAX_LENGTH = 64
+"""Longest draft that is planned or predicted. [tokens]"""
+
 
 @click.command("speculate")
 @click.option("--cells", type=click.Path(path_type=Path), help="CSV of measured cells (see docs/json.md).")
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 @click.option("--model-runner", type=click.Choice(["v1", "v2"]), help="vLLM's model runner.")
 @click.option("--slo", multiple=True, help="tpot_mean=20ms, tpot_p99=50ms or step=60ms; repeat.")
 @click.option("--max-batch", type=click.IntRange(1, 4096), help="Largest batch size; the largest measured without it.")
-@click.option("--max-length", type=click.IntRange(1, 64), help="Longest draft; the longest measured without it.")
+@click.option("--max-length", type=click.IntRange(1, MAX_LENGTH), help="Longest draft; the longest measured without.")
 @click.option("--max-lengths", type=click.IntRange(1, 8), default=3, show_default=True, help="Distinct lengths.")
 @click.option("--max-segments", type=click.IntRange(1, 32), default=4, show_default=True, help="Runs of one length.")
 @click.option("--no-zero", is_flag=True, help="Never choose length 0.")
@@ -58,6 +61,8 @@ def command(as_json: bool, out: Path | None, report: Path | None, predict: Path 
     """The draft length of best goodput for every batch size, within the limits, and what it gains."""
     from servecast.cli.output import require_writable, to_json
 
+    if flags["curve"] is not None and flags["acceptance"] is None:
+        raise ValueError("--curve needs --acceptance, the file that it is in")
     if predict is not None and (out is not None or report is not None):
         raise ValueError("--predict writes no files: leave --out and --report away")
     if out is not None and out.exists() and not out.is_dir():
@@ -77,7 +82,16 @@ def command(as_json: bool, out: Path | None, report: Path | None, predict: Path 
     else:
         from servecast.speculation_document import plan_text
 
-        click.echo(plan_text(found.answer, found.policy, found.source, fit=found.fit, methods=found.methods))
+        click.echo(
+            plan_text(
+                found.answer,
+                found.policy,
+                found.source,
+                fit=found.fit,
+                acceptance=found.acceptance,
+                methods=found.methods,
+            )
+        )
 
 
 def _scored(flags: dict[str, Any], predict: Path) -> dict[str, Any]:
@@ -88,7 +102,7 @@ def _scored(flags: dict[str, Any], predict: Path) -> dict[str, Any]:
     if flags["cells"] is None:
         raise ValueError("--predict needs --cells to fit")
     wanted = read_cells(predict, speed_required=False)
-    longest = int(wanted.gamma.max())
+    longest = _longest_draft(wanted, predict)
     fit = fit_cells(_measured(flags), max_length=longest)
     return {**score_cells(fit, wanted), "warnings": list(fit.dropped)}
 
@@ -125,12 +139,20 @@ def _measured(flags: dict[str, Any]) -> Any:
     from servecast.readers.speculation_cells import read_cells
 
     cells = read_cells(flags["cells"])
+    _longest_draft(cells, flags["cells"])
     drafted = cells.gamma > 0
     if flags["acceptance"] is None or np.isfinite(cells.mean_acceptance_length[drafted]).any():
         return cells
     known = {one.draft_length: one.mean_acceptance_length for one in _samples(flags)}
     length = [known.get(int(k), np.nan) if k else 1.0 for k in cells.gamma]
     return replace(cells, mean_acceptance_length=np.array(length))
+
+
+def _longest_draft(cells: Any, path: Path) -> int:
+    longest = int(cells.gamma.max())
+    if longest > MAX_LENGTH:  # a fit has a parameter per length: time grows with their square
+        raise ValueError(f"{path}: draft_length must be at most {MAX_LENGTH}, got {longest}")
+    return longest
 
 
 def _samples(flags: dict[str, Any]) -> Any:
