@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,18 +26,6 @@ Ints = NDArray[np.int64]
 
 POWERS_UP_TO = 32
 """Captured sizes of SpecServe's engine are powers of two up to here, and multiples of it above."""
-
-
-class SpeculationCost(Protocol):
-    """Step cost of speculative decoding: arrays broadcast, `context` is the mean of cached tokens per request."""
-
-    def verify(self, rows: ArrayLike, requests: ArrayLike, context: ArrayLike) -> Floats:
-        """Seconds of one target pass over `rows` tokens of `requests` sequences. [s]"""
-        ...
-
-    def draft(self, requests: ArrayLike, gamma: ArrayLike, context: ArrayLike) -> Floats:
-        """Seconds of drafting `gamma` tokens for each of `requests` sequences, 0 for none. [s]"""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +140,8 @@ def verification_plan(
 
     Notes
     -----
-    To verify nothing is always allowed: there is no smaller step to fall back to.
+    Where nothing keeps the limits: the least time per token of what keeps the limit on steps; where that is nothing,
+    too, no draft token, since there is no smaller step to fall back to.
     """
     checked, drafted = _batch(survival, lengths)
     total = int(drafted.sum())
@@ -166,7 +154,11 @@ def verification_plan(
     ends = np.append(seconds[1:] > seconds[:-1], True)
     candidates = np.flatnonzero(ends & allowed)
     within = bool(allowed.any())
-    best = int(candidates[np.argmax(tokens[candidates] / seconds[candidates])]) if candidates.size else 0
+    if candidates.size:
+        best = int(candidates[np.argmax(tokens[candidates] / seconds[candidates])])
+    else:
+        late = np.flatnonzero(seconds <= step_limit_s)
+        best = int(late[np.argmin(seconds[late] / tokens[late])]) if late.size else 0
     return VerificationPlan(
         lengths=trim_optimal(checked, total - best, lengths=drafted),
         rows=base_rows + best,

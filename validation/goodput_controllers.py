@@ -15,7 +15,8 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from servecast.solvers.verification import SpeculationCost, trim_optimal, trim_released, verification_plan
+from servecast.model.speculation_cost import SpeculationCost
+from servecast.solvers.verification import trim_optimal, trim_released, verification_plan
 from servecast.validation.draft_controllers import (
     USUAL_CAP,
     DraftDecision,
@@ -179,10 +180,17 @@ class SpecServe:
         return plan.lengths
 
     def _goodput(self, event: str, state: RoundState, gamma: int, tokens: float) -> float:
-        """Tokens per second of a uniform length; a length that misses the limit is worth less than any. [tok/s]"""
+        """Tokens per second of a uniform length; a length that misses the limit is worth less than any. [tok/s]
+
+        A step of length 0 cannot break a limit on steps. It can break one per token, and by more than a draft would:
+        of lengths that all do, the one that misses by least is worth most.
+        """
         seconds = self.times.draft_s(state, gamma) + self.times.verify_s(state, gamma)
-        late = seconds > self._limit(state, "step") or seconds * state.batch > self._limit(state, "token") * tokens
-        found = INFEASIBLE if gamma and late else tokens / seconds
+        over = seconds * state.batch / tokens / self._limit(state, "token")
+        if over > 1.0:
+            found = -over
+        else:
+            found = INFEASIBLE if gamma and seconds > self._limit(state, "step") else tokens / seconds
         self._tell(event, gamma, found)
         return found
 

@@ -20,7 +20,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from servecast.solvers.verification import SpeculationCost, released_rows
+from servecast.model.speculation_cost import SpeculationCost
+from servecast.solvers.verification import released_rows
 from servecast.validation.draft_controllers import RoundState
 
 Floats = NDArray[np.float64]
