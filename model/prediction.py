@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+Z90: Final = 1.6448536269514722
+"""Standard normal quantile of 0.95: half of a 90 % interval, in standard deviations."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from servecast.model.prediction import Prediction
+from servecast.model.prediction import Z90, Prediction
 from servecast.model.speculation import request_tpot_quantile
 from servecast.solvers.draft_length import (
     DraftLengthProblem,
@@ -23,7 +23,7 @@ from servecast.solvers.draft_length import (
     solve_draft_length,
 )
 from servecast.speculation_answers import BatchForecast, DecodeLimits, Load, ScheduleRules, SpeculationAnswer
-from servecast.speculation_tables import Z90, SpeedTable
+from servecast.speculation_tables import SpeedTable
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -73,21 +73,26 @@ def plan_speculation(
         raise ValueError("no schedule keeps the rules: relax max_lengths, max_segments or the operating range")
     best_static = _best_static(schedule, allow_zero=rules.allow_zero)
     by_context = _each_context(table, feasible, missed, weights, rules) if table.contexts.size > 1 else (schedule,)
+    over_off = _gain(table, schedule.lengths, weights, table.off_tok_s * table.batches)
+    doubt = _off_doubt(table, schedule.lengths, weights)
     answer = SpeculationAnswer(
         table=table,
         schedule=schedule,
         by_context=by_context,
         weights=weights,
         limits=limits,
+        load=load,
         feasible=feasible,
         best_static=best_static,
         forecasts=_forecasts(table, schedule, feasible, best_static),
         gain_over_static=_gain(table, schedule.lengths, weights, table.goodput[:, :, best_static]),
-        gain_over_off=_gain(table, schedule.lengths, weights, table.off_tok_s * table.batches),
+        gain_over_off=over_off,
+        gain_over_off_lo=(1.0 + over_off) * np.exp(-Z90 * doubt) - 1.0,
+        gain_over_off_hi=(1.0 + over_off) * np.exp(Z90 * doubt) - 1.0,
         advice=(),
         warnings=(),
     )
-    return replace(answer, advice=_advice(answer), warnings=_warnings(answer, load))
+    return replace(answer, advice=_advice(answer), warnings=_warnings(answer))
 
 
 def _violations(table: SpeedTable, limits: DecodeLimits) -> Floats:
@@ -149,24 +154,36 @@ def _solve(
     relative = np.where(hopeless, table.goodput / table.goodput.max(axis=2, keepdims=True), relative)
     together = relative.mean(axis=0)
     sd = np.sqrt((table.ratio_sd**2).mean(axis=0))
+    able = np.asarray(feasible.all(axis=0))
+    best = np.where(able.any(axis=1, keepdims=True), np.where(able, together, -np.inf), together).argmax(axis=1)
+    sd[np.arange(best.size), best] = 0.0  # what is compared is each length with this one
     problem = DraftLengthProblem(
         batches=table.batches,
         goodput=together,
         sigma=np.minimum(sd, TIE),
-        feasible=np.asarray(feasible.all(axis=0)),
+        feasible=able,
         violation=np.maximum(missed.max(axis=0), 0.0) if np.isfinite(missed).any() else None,
         weights=weights,
         max_lengths=rules.max_lengths,
         max_segments=rules.max_segments,
         switch_cost=switching + EDGE_WORTH * float(weights.sum()),
         non_increasing=rules.non_increasing,
-        edges=np.isin(table.batches[:-1], rules.captured),
+        edges=_edges(table, rules, best, able),
         protected=operating,
         allow_zero=rules.allow_zero,
         goodput_lo=together * np.exp(-Z90 * sd),
         goodput_hi=together * np.exp(Z90 * sd),
     )
     return solve_draft_length(problem, explain=explain)
+
+
+def _edges(table: SpeedTable, rules: ScheduleRules, best: NDArray[np.int64], able: Bools) -> Bools:
+    """Where the length may change: behind captured sizes, and, where the engine does not pad the batch itself, wherever
+    the best length or what keeps the limits changes."""
+    edges = np.isin(table.batches[:-1], rules.captured)
+    if not rules.captured_only:
+        edges |= (best[1:] != best[:-1]) | (able[1:] != able[:-1]).any(axis=1)
+    return np.asarray(edges)
 
 
 def _each_context(
@@ -226,6 +243,13 @@ def _gain(table: SpeedTable, lengths: NDArray[np.int64], weights: Floats, rival:
     return float((weights * (table.goodput[:, row, lengths] / rival).mean(axis=0)).sum() / weights.sum() - 1.0)
 
 
+def _off_doubt(table: SpeedTable, lengths: NDArray[np.int64], weights: Floats) -> float:
+    """Log standard deviation of the goodput over that without speculation, errors of all batches going together."""
+    row = np.arange(lengths.size)
+    each = np.hypot(table.off_sd, table.sd[:, row, lengths]).mean(axis=0)
+    return float(each @ weights / weights.sum())
+
+
 def shown_batches(schedule: DraftLengthSchedule) -> list[int]:
     """Powers of two and the ends of the segments."""
     last = int(schedule.segments[-1][1])
@@ -268,7 +292,9 @@ def _advice(answer: SpeculationAnswer) -> tuple[str, ...]:
     row = np.arange(lengths.size)
     ahead = (table.off_tok_s / table.tok_s[:, row, lengths] - 1.0).mean(axis=0)
     doubt = (table.off_sd**2 + table.ratio_sd[:, row, lengths] ** 2).mean(axis=0) ** 0.5
-    if answer.gain_over_off <= 0.0:
+    if not table.off_known:
+        pass  # a speed that no cell shows is no ground for advice
+    elif answer.gain_over_off <= 0.0:
         said.append(
             f"switch speculation off: with a drafter goodput is {-answer.gain_over_off:.1%} lower on average over "
             "these batch sizes"
@@ -292,7 +318,7 @@ def _advice(answer: SpeculationAnswer) -> tuple[str, ...]:
     return tuple(said)
 
 
-def _warnings(answer: SpeculationAnswer, load: Load | None) -> tuple[str, ...]:
+def _warnings(answer: SpeculationAnswer) -> tuple[str, ...]:
     table, schedule = answer.table, answer.schedule
     said: list[str] = []
     row = np.arange(schedule.lengths.size)
@@ -300,13 +326,23 @@ def _warnings(answer: SpeculationAnswer, load: Load | None) -> tuple[str, ...]:
     if outside.size:
         low, high = int(table.batches[outside[0]]), int(table.batches[outside[-1]])
         said.append(f"batch sizes {low} to {high} are, at least in part, beyond what was measured: extrapolated")
+    if not table.off_known:
+        said.append(
+            "no cell was measured with speculation off: gains over it are extrapolated, between "
+            f"{answer.gain_over_off_lo:+.0%} and {answer.gain_over_off_hi:+.0%}; measure draft_length 0"
+        )
+    if not table.steps_known and (answer.limits.step_s is not None or answer.limits.tpot_quantiles):
+        said.append(
+            "limits on steps and on quantiles rest on what drafters usually accept: no cell has draft_length 0 or a "
+            "mean_acceptance_length; measure one"
+        )
     if schedule.infeasible_batches:
         first, last = schedule.infeasible_batches[0], schedule.infeasible_batches[-1]
         said.append(
             f"the limits ({', '.join(answer.limits.names)}) are missed at {len(schedule.infeasible_batches)} batch "
             f"sizes between {first} and {last}, whatever the length: cap the batch below {first}"
         )
-    if load is not None and answer.weights[-1] > 0.02:
+    if answer.load is not None and answer.weights[-1] > 0.02:
         said.append(
             f"the largest batch holds {answer.weights[-1]:.0%} of the steps: the load is near or above what the engine "
             "can serve"

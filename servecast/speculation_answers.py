@@ -75,7 +75,9 @@ class ScheduleRules:
     operating: tuple[int, int] | None = None
     """Batches within which no edge from or to length 0 may lie; from the load where None."""
     captured: tuple[int, ...] = GRAPH_SIZES
-    """Edges lie at captured batch sizes, since engines pad the batch to them."""
+    """Edges lie at captured batch sizes, which engines pad the batch or its rows to."""
+    captured_only: bool = False
+    """Nowhere else: SGLang pads the batch before it looks the length up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +110,7 @@ class SpeculationAnswer:
     weights: Floats
     """Share of steps at each batch."""
     limits: DecodeLimits
+    load: Load | None
     feasible: Bools
     """[context, batch, length]"""
     best_static: int
@@ -115,6 +118,10 @@ class SpeculationAnswer:
     gain_over_static: float
     """Weighted mean goodput over that of the best static length - 1. [-]"""
     gain_over_off: float
+    """The same over a server without a drafter. [-]"""
+    gain_over_off_lo: float
+    gain_over_off_hi: float
+    """Its 90 % interval."""
     advice: tuple[str, ...]
     warnings: tuple[str, ...]
 

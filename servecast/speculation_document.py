@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from servecast.calibration.fits.acceptance import AcceptanceFit
 from servecast.calibration.fits.speculation_cells import NAMES, CellsFit
 from servecast.calibration.fits.sweep_design import NextCell, informative_cells
 from servecast.model.prediction import Prediction
 from servecast.model.speculation_cells import SpeculationCells
-from servecast.policies import vllm_speculation
-from servecast.policies.speculation import (
-    NEEDS_DRAFT_MODEL,
-    Level,
-    SpeculationTable,
-    from_dict,
-)
+from servecast.policies import sglang_speculation, trtllm_speculation, vllm_speculation
+from servecast.policies.speculation import NEEDS_DRAFT_MODEL, SpeculationTable, from_dict
 from servecast.policies.speculation_files import advice as engine_advice
 from servecast.policies.speculation_files import emit_speculation
 from servecast.policies.speculation_files import findings as engine_findings
 from servecast.speculation_answers import BatchForecast, SpeculationAnswer
 
+Floats = NDArray[np.float64]
 Methods = Sequence[tuple[str, float, Sequence[tuple[int, int]]]]
 """Draft methods compared: name, goodput relative to the best, runs of batch sizes won; best first."""
 SCHEMA = "servecast.speculation-plan/1"
 SCORE_SCHEMA = "servecast.speculation-score/1"
+_ENGINES = {"vllm": vllm_speculation, "sglang": sglang_speculation, "trtllm": trtllm_speculation}
 TO_NAME = "TO-BE-NAMED"
 """Stands for a model or drafter that the user has not named; never written to a file."""
 
@@ -57,7 +57,9 @@ def score_cells(fit: CellsFit, cells: SpeculationCells) -> dict[str, Any]:
         "max_error": float(np.abs(error[known]).max()) if known.any() else None,
         "regret_max": max(regrets.values()) if regrets else None,
         "covered": float(((measured >= lo) & (measured <= hi))[known].mean()) if known.any() else None,
-        "regrets": [{"batch_size": batch, "regret": regret} for batch, regret in regrets.items()],
+        "regrets": [
+            {"batch_size": batch, "context": context, "regret": regret} for (batch, context), regret in regrets.items()
+        ],
         "cells": [
             {
                 "batch_size": float(cells.batch[i]),
@@ -75,13 +77,17 @@ def score_cells(fit: CellsFit, cells: SpeculationCells) -> dict[str, Any]:
     }
 
 
-def _regrets(cells: SpeculationCells, predicted: np.ndarray[Any, np.dtype[np.float64]]) -> dict[float, float]:
+def _regrets(cells: SpeculationCells, predicted: Floats) -> dict[tuple[float, float], float]:
+    """By batch size and context (NaN where none is stated)."""
     found = {}
-    for batch in np.unique(cells.batch):
-        rows = np.flatnonzero((cells.batch == batch) & np.isfinite(cells.tok_s_per_request) & ~cells.armed)
+    known = np.isfinite(cells.tok_s_per_request) & ~cells.armed
+    context = np.nan_to_num(cells.context, nan=-1.0)
+    for batch, at in np.unique(np.column_stack([cells.batch, context]), axis=0):
+        rows = np.flatnonzero((cells.batch == batch) & (context == at) & known)
         if rows.size > 1:
             measured = cells.tok_s_per_request[rows]
-            found[float(batch)] = float(1.0 - measured[predicted[rows].argmax()] / measured.max())
+            regret = float(1.0 - measured[predicted[rows].argmax()] / measured.max())
+            found[float(batch), float(at) if at >= 0.0 else math.nan] = regret
     return found
 
 
@@ -180,6 +186,9 @@ def plan_document(
         "gain": {
             "over_best_static": answer.gain_over_static,
             "over_no_speculation": answer.gain_over_off,
+            "over_no_speculation_lo": answer.gain_over_off_lo,
+            "over_no_speculation_hi": answer.gain_over_off_hi,
+            "no_speculation_measured": answer.table.off_known,
             "best_static_length": answer.best_static,
         },
         "regret": {
@@ -298,6 +307,7 @@ def policy_document(table: SpeculationTable, *, allow_static: bool = False, forc
             {"level": str(one.level), "rule": one.rule, "message": one.message} for one in engine_findings(table)
         ],
         "advice": engine_advice(table),
+        "written_length": _ENGINES[table.engine].written_length(table, allow_static=allow_static, force=force),
     }
     if table.engine == "vllm":
         config = vllm_speculation.speculative_config(table, allow_static=allow_static, force=force)
@@ -318,12 +328,15 @@ def plan_text(
     """The plan for eyes."""
     schedule = answer.schedule
     said = ", ".join(f"{k} up to batch {hi}" for _, hi, k in schedule.segments)
+    known = "" if answer.table.off_known else ", not measured"
     lines = [
         f"draft length {said}",
         "",
         f"  source       {source}",
         f"  gain         {answer.gain_over_static:+.1%} over length {answer.best_static} throughout, "
-        f"{answer.gain_over_off:+.1%} over no speculation (mean over the load)",
+        f"{answer.gain_over_off:+.1%} [{answer.gain_over_off_lo:+.0%}, {answer.gain_over_off_hi:+.0%}] over no "
+        f"speculation{known}",
+        f"               (means over batch sizes, {'as the load has them' if answer.load else 'even in log B'})",
         f"  regret       mean {schedule.mean_regret:.2%}, worst {schedule.worst_regret:.2%} of the predicted best; "
         f"at most {schedule.regret_bound:.1%} within the intervals",
     ]
@@ -350,12 +363,13 @@ def plan_text(
         cells = ", ".join(f"(batch_size {one.batch}, draft_length {one.gamma})" for one in wanted)
         lines.append(f"measure next: {cells}, which would settle most of what is open")
     if policy is not None:
-        lines += [f"{one['level']}: {one['message']}" for one in policy["findings"] if one["level"] != Level.ERROR]
+        lines += [f"{one['level']}: {one['message']}" for one in policy["findings"]]
+        if policy["written_length"] is not None and len(schedule.segments) > 1:
+            lines.append(f"written: draft length {policy['written_length']} for every batch size, not the schedule")
         lines += [f"advice: {text}" for text in policy["advice"]]
         if "speculative_config" in policy:
-            import json
-
-            lines += ["", f"--speculative-config '{json.dumps(policy['speculative_config'])}'"]
+            words = json.dumps(policy["speculative_config"])
+            lines += ["", f"--speculative-config {shlex.quote(words)}"]
         if policy["missing"]:
             lines.append(f"name --{', --'.join(one.replace('_', '-') for one in policy['missing'])} for the files")
     else:

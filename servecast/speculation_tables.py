@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from servecast.calibration.fits.speculation_cells import CellsFit, Query
 from servecast.model.acceptance import AcceptanceCurve
+from servecast.model.prediction import Z90
 from servecast.model.speculation import acceptance_variance, depth_decay_survival
 from servecast.model.speculation_cost import SpeculationCost, step_seconds
 
 Floats = NDArray[np.float64]
-
-Z90 = 1.6449
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +44,10 @@ class SpeedTable:
     """Variance of the tokens of one step, by draft length. [tokens^2]"""
     calibrated: NDArray[np.bool_]
     """[batch, length]: within the measured range."""
+    off_known: bool = True
+    """Speculation switched off was measured, or is a cost model's own; else `off_tok_s` is carried there."""
+    steps_known: bool = True
+    """Tokens and seconds of a step are known apart; else `step_s` rests on what drafters usually accept."""
 
     @property
     def goodput(self) -> Floats:
@@ -115,11 +118,13 @@ def table_from_cells(
         armed=np.zeros(b[..., 0].size, dtype=np.bool_),
     )
     tokens = fit.mean_acceptance_length()[: max_length + 1]
-    lo, hi, shift, extra = tokens, tokens, np.zeros(max_length + 1), np.zeros(max_length + 1)
+    own_sd = fit.length_sd()[: max_length + 1]
+    lo, hi = (np.clip(tokens * np.exp(sign * Z90 * own_sd), 1.0, lengths + 1.0) for sign in (-1.0, 1.0))
+    shift, extra = np.zeros(max_length + 1), np.zeros(max_length + 1)
     if curve is not None:
         own, tokens = tokens, curve.mean_length[: max_length + 1]
         lo, hi = curve.lo[: max_length + 1], curve.hi[: max_length + 1]
-        shift, extra = np.log(tokens / own), np.log(hi / lo) / (2.0 * Z90)
+        shift, extra = np.log(tokens / own), np.hypot(np.log(hi / lo) / (2.0 * Z90), own_sd)
     speed, error, apart = fit.predict_grid(query, lengths.size)
     log_speed, sd = speed.reshape(b.shape) + shift, error.reshape(b.shape)
     best = np.argmax(log_speed, axis=-1)
@@ -142,6 +147,8 @@ def table_from_cells(
         tokens_hi=hi,
         variance=_variances(fit, tokens) if curve is None else _curve_variances(curve, tokens),
         calibrated=fit.inside(rows.astype(np.float64), lengths),
+        off_known=fit.knows_no_speculation,
+        steps_known=fit.tells_tokens_from_seconds,
     )
 
 

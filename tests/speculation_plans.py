@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from servecast.model.acceptance import AcceptanceCurve
 from servecast.model.speculation_cells import SpeculationCells
 from servecast.model.speculation_cost import FormulaCost, RowForm, step_seconds
+from servecast.speculating import plan_speculation
+from servecast.speculation_answers import SpeculationAnswer
 from servecast.speculation_tables import SpeedTable
 
 Floats = NDArray[np.float64]
@@ -29,6 +32,19 @@ COST = FormulaCost(
 """A step of a sweep."""
 LENGTHS = 1.0 + np.concatenate([[0.0], np.cumsum(np.cumprod(0.82 * 0.95 ** np.arange(8)))])
 """Tokens per step of its drafter, lengths 0 to 8."""
+
+# files and flags of a command line
+HEADER = "batch_size,draft_length,tok_s_per_request\n"
+ACCEPTANCE = "draft_length,mean_acceptance_length\n1,1.8\n2,2.3\n4,3.0\n"
+PASSES = """phase,mode,indexed_by,n,step_s
+verify,cuda_graph,tokens,1,0.010
+verify,cuda_graph,tokens,8,0.012
+verify,cuda_graph,tokens,64,0.040
+draft,cuda_graph,requests,1,0.001
+draft,cuda_graph,requests,16,0.001
+"""
+PLAN = ("--cells", "cells.csv")
+NAMES = ("--model", "some/model", "--draft-model", "some/head")
 
 
 def speed_table(
@@ -104,3 +120,25 @@ def write_sweep(path: Path, cells: SpeculationCells, *, labels: Sequence[tuple[s
         lines.append(",".join([*(f"{value:.10g}" for value in values), *(text for _, text in labels)]))
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+TOKENS = np.array([1.0, 1.8, 2.4])
+STEP_MS = 10.0 + np.arange(1, 5)[:, np.newaxis] * np.arange(1, 4)
+"""Batches 1 to 4, lengths 0 to 2: 11 12 13, 12 14 16, 13 16 19, 14 18 22. Time per token: 11 6.67 5.42, 12 7.78 6.67,
+13 8.89 7.92, 14 10 9.17; length 2 is the fastest everywhere."""
+
+
+def small(**changed: Any) -> SpeedTable:
+    """The table of `STEP_MS`."""
+    return speed_table(1e3 * TOKENS / STEP_MS, TOKENS.tolist(), **changed)
+
+
+def plan(table: SpeedTable, **changed: Any) -> SpeculationAnswer:
+    """Without looking for what binds."""
+    return plan_speculation(table, explain=False, **changed)
+
+
+def best_at(*lengths: int, loss: float = 0.1, size: int = 4) -> SpeedTable:
+    """Goodput 100 per batch at the given length of each batch, less by `loss` at every other."""
+    relative = np.where(np.arange(size) == np.array(lengths)[:, np.newaxis], 1.0, 1.0 - loss)
+    return speed_table(100.0 * relative)

@@ -59,6 +59,32 @@ FLAGS = {
         "--out",
         "--json",
     ),
+    "speculate": (
+        "--cells",
+        "--predict",
+        "--acceptance",
+        "--step-cost",
+        "--model",
+        "--gpu",
+        "--tp",
+        "--dp",
+        "--engine",
+        "--method",
+        "--draft-model",
+        "--slo",
+        "--max-batch",
+        "--max-length",
+        "--max-lengths",
+        "--max-segments",
+        "--context",
+        "--rate",
+        "--output-tokens",
+        "--compare",
+        "--allow-static",
+        "--out",
+        "--report",
+        "--json",
+    ),
     "trace": ("--json", "--chart"),
     "init": ("--json",),
     "list": ("--json",),
@@ -152,6 +178,8 @@ def test_help_of_a_command_mentions_every_option(name: str) -> None:
         POINT,
         ["predict", "--rows", "rows.csv"],
         ["simulate", "--trace", "example", "--model", "llama-3.1-8b", "--gpu", "h100"],
+        ["speculate", "--cells", "cells.csv"],
+        ["speculate", "--cells", "cells.csv", "--predict", "cells.csv"],
         ["trace", "example"],
         ["init", "request.yaml"],
         ["list", "models"],
@@ -165,6 +193,7 @@ def test_json_of_every_command_parses(arguments: list[str], tmp_path: Path, monk
     """Rule: strict JSON (no NaN), each object with the name and version of its schema."""
     monkeypatch.chdir(tmp_path)
     Path("rows.csv").write_text("model,gpu,engine,concurrency,isl,osl\nllama-3.1-8b,h100,vllm,8,1000,100\n")
+    Path("cells.csv").write_text("batch_size,draft_length,tpot_ms\n1,0,10\n1,3,5\n16,0,20\n16,3,11\n")
 
     def refuse(constant: str) -> Any:
         raise AssertionError(constant)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from speculation_plans import COST, LENGTHS, certain_curve, speed_table, sweep, true_speed
 
-from servecast.calibration.fits.speculation_cells import NOISE, CellsFit, fit_cells
+from servecast.calibration.fits.speculation_cells import CellsFit, fit_cells
+from servecast.calibration.fits.sweep_problem import NOISE
 from servecast.model.acceptance import AcceptanceCurve
 from servecast.model.speculation_cost import FormulaCost, RowForm, TableCost, step_seconds
 from servecast.speculation_tables import SpeedTable, batch_knots, table_from_cells, table_from_cost, with_contexts
+
+Z90 = NormalDist().inv_cdf(0.95)
 
 # ---- a cost model with a curve -------------------------------------------------------------------------
 
@@ -86,7 +90,7 @@ def test_doubt_of_a_cost_table() -> None:
     # Origin: hand. Half of ln(2.6 / 2.4) over 1.645 joins the cost's 3 %; of a ratio, half of the 3 % is each
     # length's own, and the fastest length over itself is certain.
     table = linear_table()
-    extra = math.log(2.6 / 2.4) / (2 * 1.6449)
+    extra = math.log(2.6 / 2.4) / (2 * Z90)
     np.testing.assert_allclose(table.sd[0, 0], [0.03, 0.03, math.hypot(0.03, extra), 0.03], rtol=1e-12)
     assert table.tok_s[0, 0].argmax() == 3  # 3 / 13.1 against 2.5 / 12.5, 1.8 / 11.9 and 1 / 11 per ms
     np.testing.assert_allclose(table.ratio_sd[0, 0], [0.015, 0.015, math.hypot(0.015, extra), 0.0], rtol=1e-12)
@@ -245,8 +249,14 @@ def test_an_uncertain_curve_makes_speeds_uncertain(fit: CellsFit) -> None:
     )
     narrow = table_from_cells(fit, max_batch=8, max_length=5, curve=certain_curve(mean))
     table = table_from_cells(fit, max_batch=8, max_length=5, curve=wide)
-    extra = np.log(wide.hi / wide.lo) / (2 * 1.6449)
+    extra = np.log(wide.hi / wide.lo) / (2 * Z90)
     np.testing.assert_allclose(table.sd, np.hypot(narrow.sd, extra), rtol=1e-9)
+    # a ratio has what its two lengths do not share: the fastest one's own part is in the others', not in itself
+    at = batch_knots(8) - 1
+    best = table.tok_s[0, at].argmax(axis=1)
+    apart = np.abs(extra - extra[best][:, np.newaxis])
+    np.testing.assert_allclose(table.ratio_sd[0, at], np.hypot(narrow.ratio_sd[0, at], apart), rtol=1e-9)
+    assert (apart[np.arange(at.size), 0] > 0.0).all()
     np.testing.assert_array_equal(table.tokens_lo, wide.lo)
     np.testing.assert_array_equal(table.tokens_hi, wide.hi)
 

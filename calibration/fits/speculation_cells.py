@@ -31,7 +31,6 @@ from servecast.calibration.fits.sweep_problem import (
     INFLATION,
     NAMES,
     NOISE,
-    Z90,
     FormFit,
     HeldOut,
     Query,
@@ -39,6 +38,7 @@ from servecast.calibration.fits.sweep_problem import (
     mixture,
     quadratic,
 )
+from servecast.model.prediction import Z90
 from servecast.model.speculation_cells import SpeculationCells, merged
 from servecast.model.speculation_cost import FormulaCost
 
@@ -185,6 +185,29 @@ class CellsFit:
         problem = SweepProblem(self.cells, self.max_length)
         logs = [member.weight * problem.log_lengths(member.theta) for member in self.members]
         return np.asarray(np.exp(np.sum(logs, axis=0)))
+
+    def length_sd(self) -> Floats:
+        """Standard deviation of ln A by draft length: how far speed alone, or measured lengths, tell A from T. [-]"""
+        problem = SweepProblem(self.cells, self.max_length)
+        pairs = []
+        for member in self.members:
+            steps = 1e-6 * np.maximum(np.abs(member.theta), 1.0)
+            around = problem.log_lengths(np.vstack([member.theta, member.theta + np.diag(steps)]))
+            slopes = ((around[1:] - around[0]) / steps[:, np.newaxis]).T
+            pairs.append((around[0], quadratic(slopes, member.covariance)))
+        return self._blend(pairs)[1]
+
+    @property
+    def tells_tokens_from_seconds(self) -> bool:
+        """Some cell without speculation, or some measured mean acceptance length: else only their quotient is known."""
+        drafted = self.cells.gamma > 0
+        plain = bool((~drafted & ~self.cells.armed).any())
+        return plain or bool(np.isfinite(self.cells.mean_acceptance_length[drafted]).any())
+
+    @property
+    def knows_no_speculation(self) -> bool:
+        """Some cell was measured with speculation switched off."""
+        return bool(((self.cells.gamma == 0) & ~self.cells.armed).any())
 
     def cost(self) -> FormulaCost:
         """T of the form that explains the cells best."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from servecast.calibration.fits.least_squares import Solved, minimise
+from servecast.model.prediction import Z90
 from servecast.model.speculation_cells import SpeculationCells
 from servecast.model.speculation_cost import FormulaCost, RowForm, rise
 
@@ -50,7 +51,8 @@ TEMPER = 10.0
 INFLATION, INFLATION_BATCHES = 1.25, 4.0
 """Predictions are wider than the fit's own standard deviations by a factor: this one, counted as so many batch sizes,
 averaged with what the sweep's own left-out batch sizes show."""
-Z90 = 1.6449
+MOST_FOLDS = 24
+"""Batch sizes left out one by one; of more, neighbours go together."""
 CONTEXT_PRIOR = (-6.5, 1.5)
 """Log of the share of a that 1,000 cached tokens of one request cost, mean and standard deviation."""
 IDLE_PRIOR = (-3.0, 1.2)
@@ -213,13 +215,14 @@ class SweepProblem:
         return mean, net, variance
 
     def held_out(self, members: tuple[FormFit, ...]) -> HeldOut:
-        """Leave one batch size out; every form, all folds at once."""
+        """Leave one batch size out (neighbours together beyond MOST_FOLDS); every form, all folds at once."""
         batches = np.unique(self.cells.batch)
-        keeps = [self.cells.batch != one for one in batches]
+        folds = np.array_split(batches, min(batches.size, MOST_FOLDS))
+        keeps = [~np.isin(self.cells.batch, fold) for fold in folds]
         whitening = np.array([self._whitening(keep) for keep in keeps])
         refits = []
         for member in members:
-            starts = np.repeat(member.theta[np.newaxis], batches.size, axis=0)
+            starts = np.repeat(member.theta[np.newaxis], len(keeps), axis=0)
             refits.append(minimise(partial(self._residuals, member.form, whitening), starts))
         size = self.cells.size
         error, score = np.empty(size), np.empty(size)
@@ -238,15 +241,20 @@ class SweepProblem:
             error[out] = np.expm1(mean - self._log_speed[out])
             score[out] = (mean - self._log_speed[out]) / sd
         outside = (self.cells.batch == batches[0]) | (self.cells.batch == batches[-1])
-        # cells of one batch err together, so a batch counts once
-        squares = [float((score[self.cells.batch == one] ** 2).mean()) for one in batches]
-        total = INFLATION_BATCHES * INFLATION**2 + sum(squares)
-        inflation = float(np.sqrt(total / (INFLATION_BATCHES + batches.size)))
+        # cells of one batch err together, so a fold counts once
+        squares = np.array([float((score[~keep] ** 2).mean()) for keep in keeps])
+        total = INFLATION_BATCHES * INFLATION**2 + squares.sum()
+        covered = np.empty(size, dtype=np.bool_)
+        for square, keep in zip(squares, keeps, strict=True):
+            # intervals as wide as the other folds say: a fold must not vouch for itself
+            others = np.sqrt((total - square) / (INFLATION_BATCHES + len(keeps) - 1))
+            covered[~keep] = np.abs(score[~keep]) <= Z90 * others
+        inflation = float(np.sqrt(total / (INFLATION_BATCHES + len(keeps))))
         return HeldOut(
             batch=batches,
             mape=np.array([np.abs(error[self.cells.batch == one]).mean() for one in batches]),
             error=error,
-            covered=np.abs(score) <= Z90 * inflation,
+            covered=covered,
             outside=outside,
             inflation=inflation,
         )

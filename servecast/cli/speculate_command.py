@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from servecast.speculation_answers import DecodeLimits, Load, ScheduleRules, SpeculationAnswer
     from servecast.speculation_tables import SpeedTable
 
+MAX_BATCH = 4096
+"""Largest batch size that is planned for."""
 MAX_LENGTH = 64
 """Longest draft that is planned or predicted. [tokens]"""
 
@@ -28,7 +30,9 @@ MAX_LENGTH = 64
 @click.option(
     "--acceptance", type=click.Path(path_type=Path), help="Acceptance of the load: CSV, JSON, YAML, counters."
 )
-@click.option("--curve", help="Which curve of an acceptance file that holds several.")
+@click.option("--curve", help="Which curve (or model, of counters) of an acceptance file that holds several.")
+@click.option("--acceptance-before", type=click.Path(path_type=Path), help="Earlier snapshot of the same counters.")
+@click.option("--sweep-acceptance", type=click.Path(path_type=Path), help="Acceptance that the cells themselves had.")
 @click.option("--step-cost", type=click.Path(path_type=Path), help="CSV of measured passes, in place of --cells.")
 @click.option("--model", help="Target model by name; with --gpu and without --cells, costs come from a profile.")
 @click.option("--gpu", help="GPU type by name.")
@@ -41,13 +45,18 @@ MAX_LENGTH = 64
 @click.option("--draft-model", help="Draft model by name, for methods that have one.")
 @click.option("--model-runner", type=click.Choice(["v1", "v2"]), help="vLLM's model runner.")
 @click.option("--slo", multiple=True, help="tpot_mean=20ms, tpot_p99=50ms or step=60ms; repeat.")
-@click.option("--max-batch", type=click.IntRange(1, 4096), help="Largest batch size; the largest measured without it.")
+@click.option(
+    "--max-batch", type=click.IntRange(1, MAX_BATCH), help="Largest batch size; the largest measured, or 256."
+)
 @click.option("--max-length", type=click.IntRange(1, MAX_LENGTH), help="Longest draft; the longest measured without.")
 @click.option("--max-lengths", type=click.IntRange(1, 8), default=3, show_default=True, help="Distinct lengths.")
 @click.option("--max-segments", type=click.IntRange(1, 32), default=4, show_default=True, help="Runs of one length.")
 @click.option("--no-zero", is_flag=True, help="Never choose length 0.")
 @click.option("--operating", help="LOW:HIGH batch sizes without an edge from or to length 0.")
 @click.option("--context", multiple=True, type=float, help="Cached tokens per request; repeat.")
+@click.option(
+    "--measured-context", type=click.FloatRange(0), help="Cached tokens that cells or passes were measured at."
+)
 @click.option("--rate", help="Arrival rate such as 5/s: weights the batch sizes.")
 @click.option("--output-tokens", type=click.FloatRange(1), default=256.0, show_default=True, help="Per request.")
 @click.option("--switch-cost", default="0ms", show_default=True, help="Time lost by one change of length, with --rate.")
@@ -61,8 +70,11 @@ def command(as_json: bool, out: Path | None, report: Path | None, predict: Path 
     """The draft length of best goodput for every batch size, within the limits, and what it gains."""
     from servecast.cli.output import require_writable, to_json
 
-    if flags["curve"] is not None and flags["acceptance"] is None:
-        raise ValueError("--curve needs --acceptance, the file that it is in")
+    for name in ("curve", "acceptance_before"):
+        if flags[name] is not None and flags["acceptance"] is None:
+            raise ValueError(f"--{name.replace('_', '-')} needs --acceptance, the file that it goes with")
+    if predict is not None and flags["acceptance"] is not None:
+        raise ValueError("--predict scores the sweep itself: --sweep-acceptance is its acceptance, not --acceptance")
     if predict is not None and (out is not None or report is not None):
         raise ValueError("--predict writes no files: leave --out and --report away")
     if out is not None and out.exists() and not out.is_dir():
@@ -131,19 +143,24 @@ def _score_text(document: dict[str, Any]) -> str:
 
 
 def _measured(flags: dict[str, Any]) -> Any:
-    """The cells of --cells, with the acceptance of --acceptance where they carry none of their own."""
+    """The cells of --cells, with the acceptance of --sweep-acceptance where they carry none of their own."""
     from dataclasses import replace
 
     import numpy as np
 
+    from servecast.model.acceptance import samples_by_length
+    from servecast.readers.acceptance import read_acceptance
     from servecast.readers.speculation_cells import read_cells
 
     cells = read_cells(flags["cells"])
     _longest_draft(cells, flags["cells"])
     drafted = cells.gamma > 0
-    if flags["acceptance"] is None or np.isfinite(cells.mean_acceptance_length[drafted]).any():
+    if flags["sweep_acceptance"] is None:
         return cells
-    known = {one.draft_length: one.mean_acceptance_length for one in _samples(flags)}
+    if np.isfinite(cells.mean_acceptance_length[drafted]).any():
+        raise ValueError("--sweep-acceptance and a column mean_acceptance_length were both given; take one away")
+    pooled = samples_by_length(read_acceptance(flags["sweep_acceptance"]))
+    known = {one.draft_length: one.mean_acceptance_length for one in pooled}
     length = [known.get(int(k), np.nan) if k else 1.0 for k in cells.gamma]
     return replace(cells, mean_acceptance_length=np.array(length))
 
@@ -157,7 +174,13 @@ def _longest_draft(cells: Any, path: Path) -> int:
 
 def _samples(flags: dict[str, Any]) -> Any:
     from servecast.readers.acceptance import read_acceptance
+    from servecast.readers.acceptance_counters import counters_between, read_counters
 
+    if flags["acceptance_before"] is not None:
+        first, second = (
+            read_counters(flags[name], model=flags["curve"]) for name in ("acceptance_before", "acceptance")
+        )
+        return [counters_between(first, second)]
     return read_acceptance(flags["acceptance"], curve=flags["curve"])
 
 
@@ -165,6 +188,8 @@ class _Planned:
     """Everything that one command line asks for, in the order it is needed."""
 
     def __init__(self, flags: dict[str, Any]) -> None:
+        from dataclasses import replace
+
         from servecast.speculating import compare_methods, plan_speculation
 
         self._flags = flags
@@ -172,23 +197,33 @@ class _Planned:
         self.fit: CellsFit | None = None
         self.acceptance: AcceptanceFit | None = None
         self.labels: dict[str, str] = {}
+        self.remarks: tuple[str, ...] = ()
         self.engine, self.version = _engine(flags["engine"])
         limits, load, rules = _limits(flags), _load(flags), _rules(flags, self.engine)
         table = self._table()
         self.answer: SpeculationAnswer = plan_speculation(table, limits=limits, load=load, rules=rules)
         self.methods: tuple[tuple[str, float, Sequence[tuple[int, int]]], ...] = ()
         if flags["compare"]:
+            _refuse_unlike(flags)
             rivals = {"this": self.answer}
             for text in flags["compare"]:
-                name, rival = _rival(text, table.batches.size)
+                name, rival, last = _rival(text, table.batches.size)
                 if name in rivals:
                     raise ValueError(f"--compare must name every method once, got {name!r} twice")
+                if last < table.batches.size:
+                    self.remarks += (f"method {name} was measured up to batch size {last} only: extrapolated beyond",)
                 rivals[name] = plan_speculation(rival, limits=limits, load=load, rules=rules, explain=False)
             self.methods = tuple(compare_methods(rivals))
+        left_out = self._left_out()
+        self.answer = replace(self.answer, warnings=(*self.answer.warnings, *left_out, *self.remarks))
         self.table = self._policy_table()
         from servecast.speculation_document import policy_document
 
         self.policy = policy_document(self.table, allow_static=flags["allow_static"])
+
+    def _left_out(self) -> tuple[str, ...]:
+        """Cells that the fit did not take."""
+        return () if self.fit is None else self.fit.dropped
 
     def document(self) -> dict[str, Any]:
         from servecast.speculation_document import plan_document
@@ -226,7 +261,7 @@ class _Planned:
         self.labels = read_labels(flags["cells"])
         cells = _measured(flags)
         max_length = flags["max_length"] or int(cells.gamma.max())
-        max_batch = flags["max_batch"] or int(cells.batch.max())
+        max_batch = flags["max_batch"] or _largest(float(cells.batch.max()))
         self.fit = fit_cells(cells, max_length=max_length)
         curve = None
         if flags["acceptance"] is not None:
@@ -239,9 +274,8 @@ class _Planned:
             return table
         if not (flags["model"] and flags["gpu"]):
             raise ValueError("--context needs a context_tokens column in the cells, or --model and --gpu")
-        target = _deployment(flags, self.engine)
-        per_token = target.kv_bytes_per_token_per_gpu() / target.gpu.bandwidth_bytes_per_s
-        return with_contexts(table, contexts, cached_token_s=per_token, reference=self.fit.reference_context)
+        known = self.fit.reference_context if np.isfinite(cells.context).any() else None
+        return with_contexts(table, contexts, **_cache(flags, self.engine, known))
 
     def _from_table(self) -> SpeedTable:
         import numpy as np
@@ -255,16 +289,14 @@ class _Planned:
         table = table_from_cost(
             cost,
             self._curve(),
-            max_batch=flags["max_batch"] or int(cost.draft_requests[-1]),
+            max_batch=flags["max_batch"] or _largest(float(cost.draft_requests[-1])),
             max_length=self._longest(),
             cost_sd=0.03,
             largest_rows=float(cost.rows[-1]),
         )
         if not flags["context"]:
             return table
-        target = _deployment(flags, self.engine)
-        per_token = target.kv_bytes_per_token_per_gpu() / target.gpu.bandwidth_bytes_per_s
-        return with_contexts(table, np.unique(flags["context"]), cached_token_s=per_token, reference=0.0)
+        return with_contexts(table, np.unique(flags["context"]), **_cache(flags, self.engine, None))
 
     def _from_profile(self) -> SpeedTable:
         import numpy as np
@@ -330,6 +362,30 @@ def method_of(drafter: str) -> str:
     folded = drafter.lower().replace("-", "").replace(" ", "")
     known = ("eagle3", "eagle", "dspark", "dflash", "mtp", "ngram", "suffix")
     return next((name for name in known if name in folded), "eagle3")
+
+
+def _refuse_unlike(flags: dict[str, Any]) -> None:
+    """Methods are compared each by its own sweep: what changes one of them only would compare unlike things."""
+    for name in ("context", "acceptance", "max_length"):
+        if flags[name]:
+            raise ValueError(f"--compare and --{name.replace('_', '-')} were both given; the rivals have sweeps alone")
+    if flags["cells"] is None:
+        raise ValueError("--compare needs --cells: a sweep is compared with sweeps")
+
+
+def _largest(measured: float) -> int:
+    """Largest batch size of a plan without --max-batch: the largest measured, as far as a plan goes."""
+    return int(min(max(measured, 1.0), MAX_BATCH))
+
+
+def _cache(flags: dict[str, Any], engine: str, known: float | None) -> dict[str, float]:
+    """Seconds of a cached token, and the context that the costs were measured at."""
+    target = _deployment(flags, engine)
+    reference = flags["measured_context"] if flags["measured_context"] is not None else known
+    if reference is None:
+        raise ValueError("--context needs --measured-context: the cached tokens that the costs were measured at")
+    per_token = target.kv_bytes_per_token_per_gpu() / target.gpu.bandwidth_bytes_per_s
+    return {"cached_token_s": per_token, "reference": reference}
 
 
 def _fitted_acceptance(samples: Any, max_length: int) -> AcceptanceFit:
@@ -403,12 +459,14 @@ def _rules(flags: dict[str, Any], engine: str) -> ScheduleRules:
         max_lengths=flags["max_lengths"],
         max_segments=flags["max_segments"],
         non_increasing=engine == "trtllm",
+        captured_only=engine == "sglang",
         allow_zero=not flags["no_zero"],
         operating=operating,
     )
 
 
-def _rival(text: str, max_batch: int) -> tuple[str, SpeedTable]:
+def _rival(text: str, max_batch: int) -> tuple[str, SpeedTable, int]:
+    """Name of a method, its table, and the largest batch size it was measured at."""
     from servecast.calibration.fits.speculation_cells import fit_cells
     from servecast.readers.speculation_cells import read_cells
     from servecast.speculation_tables import table_from_cells
@@ -417,7 +475,8 @@ def _rival(text: str, max_batch: int) -> tuple[str, SpeedTable]:
     if not (name.strip() and equals and path):
         raise ValueError(f"--compare must be NAME=CELLS.csv, got {text[:60]!r}")
     fit = fit_cells(read_cells(Path(path)))
-    return name.strip(), table_from_cells(fit, max_batch=max_batch, max_length=fit.max_length)
+    table = table_from_cells(fit, max_batch=max_batch, max_length=fit.max_length)
+    return name.strip(), table, int(fit.cells.batch.max())
 
 
 def _write(out: Path | None, report: Path | None, found: _Planned) -> None:
@@ -426,6 +485,8 @@ def _write(out: Path | None, report: Path | None, found: _Planned) -> None:
 
     files = {} if out is None else {out / name: text for name, text in _engine_files(found).items()}
     if report is not None:
+        if any(report.resolve() == path.resolve() for path in files):
+            raise ValueError(f"--report must not be one of the engine's files, got {report}")
         files[report] = _page(found)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # last, so that a refusal leaves nothing behind

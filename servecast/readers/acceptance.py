@@ -37,7 +37,8 @@ def read_acceptance(path: str | Path, *, curve: str | None = None) -> list[Accep
     Parameters
     ----------
     path : a file in any of the formats below, at most 64 MiB.
-    curve : which curve to take where the file holds several: a value of the column `curve`, or model|mode in YAML.
+    curve : which curve to take where the file holds several: a value of the column `curve`, model|mode in YAML,
+        or the model of counters.
 
     Raises
     ------
@@ -63,8 +64,7 @@ def read_acceptance(path: str | Path, *, curve: str | None = None) -> list[Accep
         _refuse_curve(source, curve)
         return samples_from_json(source, text)
     if looks_like_counters(text):
-        _refuse_curve(source, curve)
-        return [sample_since_start(source, counters_from_text(source, text))]
+        return [sample_since_start(source, counters_from_text(source, text, model=curve))]
     if _looks_like_table(text):
         return _samples_from_csv(source, text, curve)
     return _samples_from_yaml(source, text, curve)

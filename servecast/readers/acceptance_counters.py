@@ -181,6 +181,6 @@ def _position(place: str, labels: dict[str, str]) -> int:
 def _require_one_model(path: Path, models: list[str], wanted: str | None) -> None:
     listed = ", ".join(shown(name)[1:-1] for name in models[:20])
     if wanted is None and len(models) > 1:
-        raise ValueError(f"{path}: counts {len(models)} models; choose one with model=...: {listed}")
+        raise ValueError(f"{path}: counts {len(models)} models; choose one (--curve): {listed}")
     if wanted is not None and wanted not in models:
         raise ValueError(f"{path}: has no model {shown(wanted)}, only {listed or 'none'}")

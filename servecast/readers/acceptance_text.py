@@ -73,7 +73,7 @@ def choose(path: Path, names: Sequence[str], wanted: str | None) -> str:
     """The curve asked for, or the only one; otherwise a refusal that lists them."""
     listed = ", ".join(shown(name)[1:-1] for name in names[:20]) + (", ..." if len(names) > 20 else "")
     if wanted is None and len(names) > 1:
-        raise ValueError(f"{path}: holds {len(names)} curves; choose one with curve=...: {listed}")
+        raise ValueError(f"{path}: holds {len(names)} curves; choose one (--curve): {listed}")
     if wanted is not None and wanted not in names:
         raise ValueError(f"{path}: has no curve {shown(wanted)}, only {listed or 'one without a name'}")
     return names[0] if wanted is None else wanted

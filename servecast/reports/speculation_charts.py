@@ -12,6 +12,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from servecast.model.prediction import Z90
 from servecast.model.speculation import request_tpot_quantile
 from servecast.model.speculation_cells import SpeculationCells
 from servecast.reports import formats
@@ -34,7 +35,6 @@ from servecast.reports.speculation_marks import (
 )
 from servecast.reports.svg import FONT, Axis, Panel, padded
 from servecast.speculation_answers import SpeculationAnswer
-from servecast.speculation_tables import Z90
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]

@@ -87,7 +87,9 @@ def speculation_page(
 
 def _answer(answer: SpeculationAnswer, title: str, engine: str) -> str:
     best = "never drafting" if answer.best_static == 0 else f"always drafting {answer.best_static}"
-    gains = [gain_words(answer.gain_over_static, best), gain_words(answer.gain_over_off, "no speculation")]
+    gains = [gain_words(answer.gain_over_static, best)]
+    if answer.table.off_known:
+        gains.append(gain_words(answer.gain_over_off, "no speculation"))
     sentence = f"{schedule_words(answer.schedule.segments)}: goodput {listed(gains)}"
     return header(f"Draft lengths for {title} on {engine}", sentence, _below(answer)) + _tiles(answer)
 
@@ -105,12 +107,17 @@ def _below(answer: SpeculationAnswer) -> str:
     )
 
 
+def _off_words(answer: SpeculationAnswer) -> str:
+    ends = f"{signed(answer.gain_over_off_lo)} to {signed(answer.gain_over_off_hi)}"
+    return ends if answer.table.off_known else f"not measured: {ends}"
+
+
 def _tiles(answer: SpeculationAnswer) -> str:
     schedule, size = answer.schedule, answer.lengths.size
     missed = len(schedule.infeasible_batches)
     tiles = [
         tile("Over best static length", signed(answer.gain_over_static), f"always {answer.best_static}"),
-        tile("Over no speculation", signed(answer.gain_over_off), "no drafter configured"),
+        tile("Over no speculation", signed(answer.gain_over_off), _off_words(answer)),
         tile(
             "Loss against best",
             loss(schedule.mean_regret),

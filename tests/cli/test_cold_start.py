@@ -13,6 +13,8 @@ HEAVY = ("scipy", "pandas", "altair", "torch", "pulp", "cvxpy", "rich", "matplot
 PLAN = ["plan", "--trace", "example", "--model", "llama-3.1-8b", "--gpu", "h100=2.9", "--gpu", "l40s=1.1"]
 PLAN += ["--slo", "ttft_p99=2s", "--slo", "tpot_p99=50ms"]
 POINT = ["predict", "--model", "llama-3.1-8b", "--gpu", "h100", "--concurrency", "16"]
+SPECULATE = ["speculate", "--cells", "cells.csv"]
+CELLS = "batch_size,draft_length,tok_s_per_request\n1,0,100\n1,3,220\n16,0,60\n16,3,110\n64,0,40\n64,3,60\n"
 
 SCRIPT = """\
 import sys
@@ -36,11 +38,21 @@ def imported(folder: Path, *arguments: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[*PLAN, "--json"], [*PLAN, "--out", "out", "--report", "report.html"], [*POINT, "--json"], ["trace", "example"]],
-    ids=["plan", "plan with files", "predict", "trace"],
+    [
+        [*PLAN, "--json"],
+        [*PLAN, "--out", "out", "--report", "report.html"],
+        [*POINT, "--json"],
+        ["trace", "example"],
+        [*SPECULATE, "--json"],
+        [*SPECULATE, "--slo", "tpot_p99=30ms", "--rate", "5/s"],
+        [*SPECULATE, "--draft-model", "head", "--model", "target", "--out", "out", "--report", "out/page.html"],
+        [*SPECULATE, "--predict", "cells.csv"],
+    ],
+    ids=["plan", "plan with files", "predict", "trace", "speculate", "with a load", "files of a table", "scored"],
 )
 def test_a_query_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     """Documented: a cold query cannot afford most of them."""
+    (tmp_path / "cells.csv").write_text(CELLS)
     found = imported(tmp_path, *arguments)
     assert "numpy" in found
     assert not found & set(HEAVY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from servecast.readers.catalogues import llm
 from servecast.readers.deployments import deployment
 
 Floats = NDArray[np.float64]
+Z90 = NormalDist().inv_cdf(0.95)
 
 PROFILE = load_profile(SHIPPED)
 DENSE = deployment("meta-llama/Llama-3.1-70B-Instruct", "h100", "vllm", tp=4)
@@ -108,7 +110,7 @@ def test_scalars_one_by_one_are_the_array() -> None:
 def test_doubt_is_the_profile_s_band() -> None:
     # Origin: hand, half of a 90 % interval is 1.645 standard deviations.
     lo, hi = error_band(PROFILE, DENSE, "tpot")
-    assert cost().log_sd == pytest.approx((hi - lo) / 2 / 1.6449, rel=1e-12)
+    assert cost().log_sd == pytest.approx((hi - lo) / 2 / Z90, rel=1e-12)
     assert cost().log_sd > 0.0
 
 

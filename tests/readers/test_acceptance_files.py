@@ -57,7 +57,7 @@ def test_table_of_several_curves(write: Write, end: str) -> None:
     rows = ["curve,model,draft_length,mean_acceptance_length", "a|on,x,1,1.8", 'b|on,"y,z",1,1.7', "a|on,x,2,1.6"]
     path = write(end.join(rows))
     assert pairs(read_acceptance(path, curve="a|on")) == [(1, 1.8), (2, 1.6)]  # falling AL is legal
-    refused(path, "holds 2 curves; choose one with curve=...: a|on, b|on")
+    refused(path, "holds 2 curves; choose one (--curve): a|on, b|on")
     refused(path, "has no curve 'c', only a|on, b|on", curve="c")
 
 
@@ -306,7 +306,7 @@ glm:
 def test_yaml_by_model_and_mode(write: Write) -> None:
     path = write(YAML)
     assert pairs(read_acceptance(path, curve="glm|thinking_on")) == [(1, 1.84), (2, 2.5)]
-    refused(path, "holds 2 curves; choose one with curve=...: glm|thinking_on, glm|thinking_off")
+    refused(path, "holds 2 curves; choose one (--curve): glm|thinking_on, glm|thinking_off")
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_engines_are_summed_and_models_chosen(write: Write) -> None:
     assert read_counters(twice).drafts == 40.0
     both = write(scrape(10, 20, 11, [7, 4]) + scrape(5, 5, 1, [1], model="n"))
     assert read_counters(both, model="n").accepted_per_position == (1.0,)
-    refused(both, "counts 2 models; choose one with model=...: m, n")
+    refused(both, "counts 2 models; choose one (--curve): m, n")
     with pytest.raises(ValueError, match=r"has no model 'o', only m, n$"):
         read_counters(both, model="o")
 

@@ -56,7 +56,7 @@ def test_what_else_a_table_may_look_like(tmp_path: Path) -> None:
     np.testing.assert_array_equal(other.eager_rows, plain.eager_rows)
 
 
-BAD = {
+BAD: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "is empty"),
     "a typo in a column": (
         FULL.replace("step_s", "steps_s"),
