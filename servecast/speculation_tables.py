@@ -120,16 +120,18 @@ def table_from_cells(
     tokens = fit.mean_acceptance_length()[: max_length + 1]
     own_sd = fit.length_sd()[: max_length + 1]
     lo, hi = (np.clip(tokens * np.exp(sign * Z90 * own_sd), 1.0, lengths + 1.0) for sign in (-1.0, 1.0))
-    shift, extra = np.zeros(max_length + 1), np.zeros(max_length + 1)
+    shift, extra, doubt = np.zeros((3, max_length + 1))
     if curve is not None:
         own, tokens = tokens, curve.mean_length[: max_length + 1]
         lo, hi = curve.lo[: max_length + 1], curve.hi[: max_length + 1]
-        shift, extra = np.log(tokens / own), np.hypot(np.log(hi / lo) / (2.0 * Z90), own_sd)
+        # what the sweep's own drafts yielded is taken out, and is known as far as the cells tell it
+        shift, extra, doubt = np.log(tokens / own), np.log(hi / lo) / (2.0 * Z90), own_sd
     speed, error, apart = fit.predict_grid(query, lengths.size)
     log_speed, sd = speed.reshape(b.shape) + shift, error.reshape(b.shape)
     best = np.argmax(log_speed, axis=-1)
     # a ratio has the acceptance of both its lengths in it, a speed its own
     ratio_sd = np.hypot(apart.reshape(b.shape), np.abs(extra - extra[best][..., np.newaxis]))
+    ratio_sd = np.hypot(ratio_sd, np.abs(doubt - doubt[best][..., np.newaxis]))
     off, off_sd = (x.reshape(*b.shape[:2], 1) for x in fit.predict_grid(plain, 1)[:2])
     spread = _OverBatches(knots, max_batch)
     batches = np.arange(1, max_batch + 1)
@@ -138,7 +140,7 @@ def table_from_cells(
         batches=batches,
         contexts=at,
         tok_s=np.exp(spread(log_speed)),
-        sd=spread(np.hypot(sd, extra)),
+        sd=spread(np.hypot(sd, np.hypot(extra, doubt))),
         ratio_sd=spread(ratio_sd),
         off_tok_s=np.exp(spread(off))[..., 0],
         off_sd=spread(off_sd)[..., 0],

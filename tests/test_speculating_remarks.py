@@ -41,8 +41,7 @@ def test_limits_are_kept_at_every_context() -> None:
     row = np.arange(4)
     assert answer.feasible[:, row, answer.lengths].all()
     short, long = answer.by_context
-    assert short.lengths.tolist() in ([2, 2, 1, 1], [2, 2, 2, 1])  # behind batch 3 nothing is captured
-    assert short.lengths.tolist() == [2, 2, 1, 1]
+    assert short.lengths.tolist() == [2, 2, 2, 1]
     assert long.lengths.tolist() == [2, 1, 0, 0]
     assert {one.context for one in answer.forecasts} == {1000.0, 9000.0}
 
@@ -106,6 +105,27 @@ def test_gain_over_the_best_static_length_by_hand() -> None:
     answer = plan(best_at(3, 3, 2, 2))
     assert answer.best_static == 3
     assert answer.gain_over_static == pytest.approx(7 / 25 * (1 / 0.9 - 1), rel=1e-12)
+
+
+def test_gain_over_no_speculation_has_an_interval() -> None:
+    # Origin: hand. 100 against 80 tokens/s, each known to 2 %: 2.83 % together, 1.645 of them to either side.
+    answer = plan(speed_table([[70.0, 100.0]] * 2, off=[80.0, 80.0]))
+    wide = math.exp(Z90 * 0.02 * math.sqrt(2.0))
+    assert answer.gain_over_off == pytest.approx(0.25, rel=1e-12)
+    assert answer.gain_over_off_lo == pytest.approx(1.25 / wide - 1.0, rel=1e-9)
+    assert answer.gain_over_off_hi == pytest.approx(1.25 * wide - 1.0, rel=1e-9)
+
+
+def test_what_no_cell_shows_is_said_and_gives_no_advice() -> None:
+    # Origin: rule; off is 25 % faster as far as it was carried there.
+    guessed = replace(speed_table([[80.0, 70.0]] * 2, off=[100.0, 100.0]), off_known=False, steps_known=False)
+    answer = plan(guessed)
+    assert answer.advice == ()
+    assert len(answer.warnings) == 1
+    assert answer.warnings[0].startswith("no cell was measured with speculation off: gains over it are extrapolated")
+    limited = plan(guessed, limits=DecodeLimits(step_s=1.0))
+    assert any("rest on what drafters usually accept" in text for text in limited.warnings)
+    assert not any("usually accept" in text for text in plan(guessed, limits=DecodeLimits(tpot_mean_s=1.0)).warnings)
 
 
 def test_advice_where_off_is_better() -> None:

@@ -248,7 +248,7 @@ def test_text_tells_the_plan(answer: SpeculationAnswer) -> None:
     lines = plan_text(answer, policy, "hand.csv", methods=[("mine", 1.0, [(1, 4)])]).splitlines()
     assert lines[0] == "draft length 2 up to batch 2, 1 up to batch 4"
     assert any(line.split() == ["source", "hand.csv"] for line in lines)
-    assert any("+4.0% over length 2 throughout, +51.3% over no speculation" in line for line in lines)
+    assert any("+4.0% over length 2 throughout, +51.3% [+44%, +59%] over no speculation" in line for line in lines)
     shown = [line.split() for line in lines if line.strip().startswith("4 ")]
     assert shown[0][:3] == ["4", "1", "320"]
     assert shown[0][-2:] == ["+14.3%", "+33.3%"]

@@ -67,7 +67,10 @@ def test_scores_by_hand(fit: CellsFit) -> None:
     ]
     assert found["mape"] == pytest.approx(sum(abs(one) for one in exact) / 3, rel=1e-12)
     assert found["max_error"] == pytest.approx(max(abs(one) for one in exact), rel=1e-12)
-    assert found["regrets"] == [{"batch_size": 8.0, "regret": pytest.approx(1 - 0.99 / 1.1, rel=1e-12)}]
+    (only,) = found["regrets"]
+    assert only["batch_size"] == 8.0
+    assert math.isnan(only["context"])
+    assert only["regret"] == pytest.approx(1 - 0.99 / 1.1, rel=1e-12)
     assert found["regret_max"] == pytest.approx(0.1, rel=1e-12)
     assert found["covered"] == 0.0  # the nearest is 9 % away
     assert math.isnan(found["cells"][3]["error"])
@@ -90,6 +93,16 @@ def test_scores_without_measurements(fit: CellsFit) -> None:
     assert [found[name] for name in ("mape", "max_error", "regret_max", "covered")] == [None] * 4
     assert [one["calibrated"] for one in found["cells"]] == [True, False]
     assert all(one["lo"] < one["predicted_tok_s_per_request"] < one["hi"] for one in found["cells"])
+
+
+def test_contexts_are_decided_apart(fit: CellsFit) -> None:
+    # Origin: hand. Length 3 is predicted to be faster; at 1,000 tokens it has 80 against 100, at 2,000 90 against 60.
+    rows = wanted([(8, 0, 100.0), (8, 3, 80.0), (8, 0, 60.0), (8, 3, 90.0)])
+    found = score_cells(fit, replace(rows, context=np.array([1000.0, 1000.0, 2000.0, 2000.0])))
+    assert [(one["batch_size"], one["context"], one["regret"]) for one in found["regrets"]] == [
+        (8.0, 1000.0, pytest.approx(0.2, rel=1e-12)),
+        (8.0, 2000.0, 0.0),
+    ]
 
 
 def test_scores_of_armed_cells(fit: CellsFit) -> None:

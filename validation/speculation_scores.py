@@ -1,7 +1,8 @@
 """Speculation on public data: sweeps held out by batch size, EAGLE-3 settings chosen from one, acceptance carried over.
 
-Nothing here is fitted to what it scores: a batch size is predicted from the others of its sweep, a (model, benchmark)
-pair from its own 3-step run and its baseline alone, a draft length from shorter ones with what other curves taught.
+No fit sees what it is scored on: a batch size is predicted from the others of its sweep, a (model, benchmark) pair
+from its own 3-step run and its baseline alone, a draft length from shorter ones with what other curves taught. The
+forms and priors of the fit were chosen with these sweeps and runs in view (docs, speculation).
 Each figure stands beside a baseline that needs no model: speeds interpolated between measured batch sizes, one setting
 for all, one alpha.
 """

@@ -311,11 +311,31 @@ def _require_enough(cells: SpeculationCells) -> None:
             f"cells must be at least {LEAST_CELLS} with 2 draft lengths, got {cells.size} with {lengths}; "
             f"measure {suggested_cells(cells)}"
         )
+    if (parts := _parts(cells)) > 1:
+        raise ValueError(
+            f"cells must be linked by shared batch sizes and draft lengths, got {parts} groups that share neither; "
+            f"measure {suggested_cells(cells)}"
+        )
     if batches > 1 and cells.size < batches + lengths - 1:
         raise ValueError(
             f"cells must tell batch size from draft length, got {cells.size} cells for {batches} batch sizes and "
             f"{lengths} draft lengths; measure {suggested_cells(cells)}"
         )
+
+
+def _parts(cells: SpeculationCells) -> int:
+    """Groups of cells without a batch size or a draft length in common: nothing says how their speeds compare."""
+    keys = [np.unique(values, return_inverse=True)[1].reshape(-1) for values in (cells.batch, cells.gamma)]
+    group = np.arange(cells.size)
+    for _ in range(cells.size):
+        before = group
+        for key in keys:
+            least = np.full(int(key.max()) + 1, cells.size)
+            np.minimum.at(least, key, group)
+            group = least[key]
+        if (group == before).all():
+            break
+    return int(np.unique(group).size)
 
 
 def suggested_cells(cells: SpeculationCells, count: int = 3) -> str:

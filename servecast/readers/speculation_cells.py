@@ -20,6 +20,8 @@ from servecast.readers.bounded_text import csv_records, read_bounded
 
 MAX_BYTES = 16 << 20
 MAX_CELLS = 100_000
+LARGEST_BATCH, SPEED_RANGE = 1e6, (1e-3, 1e7)
+"""Numbers beyond these are slips of a unit: requests; tokens per second and request."""
 SPEEDS = ("tok_s_per_request", "tpot_s", "tpot_ms", "output_tok_s")
 """In order of preference where a file has several."""
 LABELS = ("model", "drafter", "engine", "hardware")
@@ -105,8 +107,8 @@ def _cell(
 
     batch = number("batch_size", needed=True)
     gamma = number("draft_length", needed=True, whole=True)
-    if batch < 1.0:
-        raise ValueError(f"{path}: line {line}: batch_size must be >= 1, got {batch:g}")
+    if not 1.0 <= batch <= LARGEST_BATCH:
+        raise ValueError(f"{path}: line {line}: batch_size must be in 1 to {LARGEST_BATCH:g}, got {batch:g}")
     if not 0.0 <= gamma <= 1024.0:
         raise ValueError(f"{path}: line {line}: draft_length must be in 0 to 1024, got {gamma:g}")
     raw = number(speed, needed=speed_required) if speed else math.nan
@@ -115,13 +117,17 @@ def _cell(
     per_request = {"tok_s_per_request": raw, "tpot_s": 1.0 / raw, "tpot_ms": 1e3 / raw}
     if speed == "output_tok_s":
         per_request["output_tok_s"] = raw / batch
+    least, most = SPEED_RANGE
+    seen = per_request[speed] if speed else math.nan
+    if not (math.isnan(seen) or least <= seen <= most):
+        raise ValueError(f"{path}: line {line}: {speed} must be {least:g} to {most:g} tokens/s a request, got {seen:g}")
     armed = number("armed")
     if armed not in (0.0, 1.0) and not math.isnan(armed):
         raise ValueError(f"{path}: line {line}: armed must be 0 or 1, got {armed:g}")
     return (
         batch,
         gamma,
-        per_request[speed] if speed else math.nan,
+        seen,
         number("mean_acceptance_length"),
         number("context_tokens"),
         0.0 if math.isnan(armed) else armed,

@@ -225,7 +225,7 @@ def test_left_out_batches_of_public_sweeps(
     error = np.abs(fit.heldout.error)
     assert error[~fit.heldout.outside].mean() <= interior
     assert error[fit.heldout.outside].mean() <= ends
-    assert fit.heldout.covered.mean() >= 0.84
+    assert fit.heldout.covered.mean() >= 0.75
     lost = [share for _, share in sorted(regrets(fit).items())]
     assert max(lost[1:-1]) <= regret
     assert max(lost[0], lost[-1]) <= end_regret

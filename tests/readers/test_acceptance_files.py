@@ -465,6 +465,10 @@ def test_a_large_file_is_refused(write: Write, monkeypatch: pytest.MonkeyPatch) 
     refused(path, "is larger than 1 MiB")
 
 
-@pytest.mark.parametrize("text", ['{"acceptance_histogram": [1, 1]}', scrape(10, 20, 11, [7, 4]), TABLE])
+def test_a_curve_of_counters_is_a_model(write: Write) -> None:
+    refused(write(scrape(10, 20, 11, [7, 4])), "has no model 'a', only m", curve="a")
+
+
+@pytest.mark.parametrize("text", ['{"acceptance_histogram": [1, 1]}', TABLE])
 def test_a_name_where_curves_have_none_is_refused(write: Write, text: str) -> None:
     refused(write(text), "curve 'a' was asked for, but curves of this format have no names", curve="a")

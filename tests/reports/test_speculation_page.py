@@ -115,7 +115,7 @@ def test_the_samples_are_what_they_are_called() -> None:
     assert len(answer("one segment").schedule.segments) == 1
     assert answer("zero entries").schedule.segments[-1][2] == 0
     assert answer("infeasible batches").schedule.infeasible_batches
-    assert answer("one context").schedule.segments == ((1, 32, 2), (33, 64, 1))
+    assert answer("one context").schedule.segments == ((1, 33, 2), (34, 64, 1))
 
 
 def test_the_answer_comes_first() -> None:
@@ -127,7 +127,7 @@ def test_the_answer_comes_first() -> None:
     text = Page(page_of(one)).text
     order = [
         "Draft lengths for Model with a drafter on vLLM 0.33.0",
-        f"Draft 2 tokens up to batch size 32 and 1 up to 64: goodput 1.2 % above always drafting {one.best_static} and "
+        f"Draft 2 tokens up to batch size 33 and 1 up to 64: goodput 1.2 % above always drafting {one.best_static} and "
         "25 % below no speculation",
         "No latency limit is set",
         "+1.2 %",
