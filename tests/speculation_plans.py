@@ -117,7 +117,9 @@ def write_sweep(path: Path, cells: SpeculationCells, *, labels: Sequence[tuple[s
     for i in range(cells.size):
         values = [cells.batch[i], cells.gamma[i], cells.tok_s_per_request[i], cells.mean_acceptance_length[i]]
         values += [cells.context[i]] * with_context
-        lines.append(",".join([*(f"{value:.10g}" for value in values), *(text for _, text in labels)]))
+        lines.append(
+            ",".join([*("" if np.isnan(value) else f"{value:.10g}" for value in values), *(text for _, text in labels)])
+        )
     path.write_text("\n".join(lines) + "\n")
     return path
 

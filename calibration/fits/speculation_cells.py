@@ -311,15 +311,15 @@ def _require_enough(cells: SpeculationCells) -> None:
             f"cells must be at least {LEAST_CELLS} with 2 draft lengths, got {cells.size} with {lengths}; "
             f"measure {suggested_cells(cells)}"
         )
-    if (parts := _parts(cells)) > 1:
-        raise ValueError(
-            f"cells must be linked by shared batch sizes and draft lengths, got {parts} groups that share neither; "
-            f"measure {suggested_cells(cells)}"
-        )
     if batches > 1 and cells.size < batches + lengths - 1:
         raise ValueError(
             f"cells must tell batch size from draft length, got {cells.size} cells for {batches} batch sizes and "
             f"{lengths} draft lengths; measure {suggested_cells(cells)}"
+        )
+    if (parts := _parts(cells)) > 1:
+        raise ValueError(
+            f"cells must be linked by shared batch sizes and draft lengths, got {parts} groups that share neither; "
+            f"measure {suggested_cells(cells)}"
         )
 
 

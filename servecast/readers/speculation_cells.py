@@ -107,8 +107,10 @@ def _cell(
 
     batch = number("batch_size", needed=True)
     gamma = number("draft_length", needed=True, whole=True)
-    if not 1.0 <= batch <= LARGEST_BATCH:
-        raise ValueError(f"{path}: line {line}: batch_size must be in 1 to {LARGEST_BATCH:g}, got {batch:g}")
+    if batch < 1.0:
+        raise ValueError(f"{path}: line {line}: batch_size must be >= 1, got {batch:g}")
+    if batch > LARGEST_BATCH:
+        raise ValueError(f"{path}: line {line}: batch_size must be <= {LARGEST_BATCH:g}, got {batch:g}")
     if not 0.0 <= gamma <= 1024.0:
         raise ValueError(f"{path}: line {line}: draft_length must be in 0 to 1024, got {gamma:g}")
     raw = number(speed, needed=speed_required) if speed else math.nan

@@ -274,3 +274,20 @@ def test_public_cliff(sweep: Callable[[str], SpeculationCells]) -> None:
     assert found[0] / found[1] == pytest.approx(7852.42 / 8878.57, rel=0.03)
     for name in ("dspark_v4pro_8xb300", "sglang_qwen3_235b", "sglang_glm47_fp8"):
         assert fit_cells(sweep(name), hold_out=False).cliff is None
+
+
+def test_cells_without_a_link_are_refused() -> None:
+    # Origin: hand. Batch 1 was measured at lengths 0 and 1, batches 8 and 16 at 3 and 5: no speed of the first group
+    # can be compared with one of the second at the same batch or the same length.
+    cells = SpeculationCells(
+        batch=np.array([1.0, 1.0, 8.0, 8.0, 16.0, 16.0]),
+        gamma=np.array([0, 1, 3, 5, 3, 5]),
+        tok_s_per_request=np.array([100.0, 150.0, 90.0, 95.0, 60.0, 62.0]),
+        mean_acceptance_length=np.full(6, np.nan),
+        context=np.full(6, np.nan),
+        armed=np.zeros(6, dtype=np.bool_),
+    )
+    with pytest.raises(ValueError, match=r"must be linked .* got 2 groups"):
+        fit_cells(cells)
+    linked = dataclasses.replace(cells, gamma=np.array([0, 3, 3, 5, 3, 5]))
+    assert fit_cells(linked).cells.size == 6

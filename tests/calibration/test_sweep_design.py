@@ -86,5 +86,5 @@ def test_measuring_the_cell_narrows_the_contrast_as_said() -> None:
             for name in ("batch", "gamma", "tok_s_per_request", "mean_acceptance_length", "context", "armed")
         }
     )
-    after = fit_cells(joined, max_length=6)
+    after = fit_cells(joined, max_length=6, few=True)
     assert spread(after, 128.0, 2, 4) < 0.9 * spread(fit, 128.0, 2, 4)

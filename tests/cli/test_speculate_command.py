@@ -18,6 +18,7 @@ from speculation_plans import ACCEPTANCE, COST, HEADER, LENGTHS, NAMES, PASSES, 
 
 from servecast.cli import main
 from servecast.cli.speculate_command import method_of
+from servecast.model.speculation_cells import SpeculationCells
 from servecast.model.speculation_cost import step_seconds
 from servecast.policies.vllm_speculation import read_vllm_schedule
 
@@ -354,3 +355,74 @@ def test_an_open_sweep_fitted_on_one_half_and_scored_on_the_other(data_path: Dat
     assert len(found["cells"]) == 12
     assert found["mape"] < 0.10
     assert found["regret_max"] < 0.05
+
+
+# ---- acceptance of the sweep, and of the load ----------------------------------------------------------
+
+
+def unmeasured(cells: SpeculationCells) -> SpeculationCells:
+    """The speeds alone."""
+    return replace(cells, mean_acceptance_length=np.full(cells.size, np.nan))
+
+
+def test_acceptance_of_the_load_moves_the_speeds() -> None:
+    # Origin: hand. T stays what the sweep says, so speeds go with tokens per step: halving A - 1 at length 2 (2.3 to
+    # 1.65 in the file below) takes that length to 1.65 / A of the sweep's own speed.
+    own = document(*PLAN, "--max-length", "2", "--max-lengths", "1")
+    Path("half.csv").write_text("draft_length,mean_acceptance_length\n1,1.4\n2,1.65\n")
+    other = document(*PLAN, "--max-length", "2", "--max-lengths", "1", "--acceptance", "half.csv")
+    before, after = own["predicted"][0], other["predicted"][0]
+    if before["draft_length"] == after["draft_length"] == 2:
+        tokens = own["acceptance"]["tokens_per_step"][2]["mean_acceptance_length"]
+        ratio = after["goodput_tok_s"]["value"] / before["goodput_tok_s"]["value"]
+        assert ratio == pytest.approx(1.65 / tokens, rel=0.01)
+    assert after["goodput_tok_s"]["value"] < before["goodput_tok_s"]["value"]
+
+
+def test_acceptance_of_the_sweep_is_an_observation() -> None:
+    # Origin: what was measured holds within its 1 % of noise, and the speeds are still those of the cells.
+    rows = "".join(f"{k},{LENGTHS[k]:.4f}\n" for k in range(1, 6))
+    Path("own.csv").write_text("draft_length,mean_acceptance_length\n" + rows)
+    write_sweep(Path("speeds.csv"), unmeasured(sweep(cost=DEAR)))
+    found = document("--cells", "speeds.csv", "--sweep-acceptance", "own.csv")
+    for k, one in enumerate(found["acceptance"]["tokens_per_step"][:6]):
+        assert one["mean_acceptance_length"] == pytest.approx(LENGTHS[k], rel=0.01)
+        assert one["lo"] <= one["mean_acceptance_length"] <= one["hi"]
+
+
+def test_counters_are_read_as_a_difference() -> None:
+    # Origin: hand. Between the snapshots 100 drafts of 3 tokens, 160 accepted: 90, 50 and 20 at the three positions;
+    # before the first one the engine warmed up with other numbers.
+    def scrape(drafts: int, accepted: tuple[int, int, int]) -> str:
+        name = "vllm:spec_decode_num"
+        lines = [
+            f'{name}_drafts_total{{model_name="m"}} {drafts}',
+            f'{name}_draft_tokens_total{{model_name="m"}} {3 * drafts}',
+            f'{name}_accepted_tokens_total{{model_name="m"}} {sum(accepted)}',
+        ]
+        lines += [
+            f'{name}_accepted_tokens_per_pos_total{{model_name="m",position="{j}"}} {one}'
+            for j, one in enumerate(accepted)
+        ]
+        return "\n".join(lines) + "\n"
+
+    Path("before.prom").write_text(scrape(50, (10, 5, 1)))
+    Path("after.prom").write_text(scrape(150, (100, 55, 21)))
+    found = document(*PLAN, "--max-length", "3", "--acceptance-before", "before.prom", "--acceptance", "after.prom")
+    assert found["acceptance"]["measured"] == [3]
+    assert found["acceptance"]["tokens_per_step"][3]["mean_acceptance_length"] == pytest.approx(2.6, rel=1e-9)
+
+
+def test_what_was_not_measured_is_said() -> None:
+    # Origin: a sweep without length 0 knows neither speculation off nor tokens and seconds apart.
+    write_sweep(Path("drafts.csv"), unmeasured(sweep(lengths=(1, 2, 4), cost=DEAR)))
+    found = document("--cells", "drafts.csv", "--slo", "step=1s")
+    assert found["gain"]["no_speculation_measured"] is False
+    ends = found["gain"]["over_no_speculation_lo"], found["gain"]["over_no_speculation_hi"]
+    assert ends[0] < found["gain"]["over_no_speculation"] < ends[1]
+    assert any(text.startswith("no cell was measured with speculation off") for text in found["warnings"])
+    assert any(text.startswith("limits on steps and on quantiles rest on") for text in found["warnings"])
+    full = document(*PLAN)
+    assert full["gain"]["no_speculation_measured"] is True
+    width = full["gain"]["over_no_speculation_hi"] - full["gain"]["over_no_speculation_lo"]
+    assert width < ends[1] - ends[0]

@@ -109,6 +109,23 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
         (*PLAN, *PROFILED[:4], "--context", "-1", "--measured-context", "0"),
         "contexts must be finite, >= 0 and increasing, got [-1.0]",
     ),
+    "context of what": ((*PLAN, *PROFILED[:4], "--context", "4000"), "--context needs --measured-context"),
+    "acceptance of a score": (
+        (*PLAN, "--predict", "cells.csv", "--acceptance", "acceptance.csv"),
+        "--sweep-acceptance is its acceptance, not --acceptance",
+    ),
+    "before without after": (
+        (*PLAN, "--acceptance-before", "acceptance.csv"),
+        "--acceptance-before needs --acceptance",
+    ),
+    "rival at a context": (
+        (*PLAN, *PROFILED[:4], "--context", "4000", "--measured-context", "0", "--compare", "other=cells.csv"),
+        "--compare and --context were both given",
+    ),
+    "rival of a profile": (
+        ("--model", "llama-3.1-8b", "--gpu", "h100", "--acceptance", "acceptance.csv", "--compare", "other=cells.csv"),
+        "--compare and --acceptance were both given",
+    ),
     "switch without load": ((*PLAN, "--switch-cost", "5ms"), "--switch-cost needs --rate"),
     "rate without unit": ((*PLAN, "--rate", "5"), "needs a unit"),
     "output tokens NaN": ((*PLAN, "--output-tokens", "nan"), "must be positive and finite, got nan"),
@@ -160,6 +177,10 @@ OUTPUTS: dict[str, tuple[tuple[str, ...], str]] = {
     "no names": (("--out", "out"), "--model and --draft-model must be given for --out"),
     "no drafter": (("--out", "out", "--model", "m"), "--draft-model must be given for --out"),
     "a file for a folder": ((*NAMES, "--out", "cells.csv"), "--out must be a folder, got the file cells.csv"),
+    "page over an engine's file": (
+        (*NAMES, "--out", ".", "--report", "vllm_speculation.json"),
+        "--report must not be one of the engine's files",
+    ),
     "no folder for the page": (
         (*NAMES, "--out", "out", "--report", "absent/p.html"),
         "the folder absent does not exist",

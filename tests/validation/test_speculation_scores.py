@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ def data(data_path: DataPath) -> Path:
 # ---- sweeps --------------------------------------------------------------------------------------------
 
 
-def write(folder: Path, name: str, rows: list[tuple[float, int, float]]) -> None:
+def write(folder: Path, name: str, rows: Sequence[tuple[float, int, float]]) -> None:
     (folder / "speculation").mkdir(exist_ok=True)
     lines = ["batch_size,draft_length,tok_s_per_request", *(f"{b:g},{k},{y:.12g}" for b, k, y in rows)]
     (folder / "speculation" / name).write_text("\n".join(lines) + "\n")
