@@ -17,6 +17,7 @@ from servecast.model.deployment import Deployment, stack
 from servecast.model.engine import decode_seconds
 from servecast.model.forecast import Points, Profile, error_band, point_constants
 from servecast.model.llm import Llm
+from servecast.model.prediction import Z90
 from servecast.model.step_time import decode_pass
 
 Floats = NDArray[np.float64]
@@ -34,7 +35,7 @@ class ProfiledCost:
     def log_sd(self) -> float:
         """Log standard deviation of a step, from the profile's band of held-out TPOT. [-]"""
         lo, hi = error_band(self._profile, self._target, "tpot")
-        return float(hi - lo) / (2.0 * 1.6449)
+        return float(hi - lo) / (2.0 * Z90)
 
     def verify(self, rows: ArrayLike, requests: ArrayLike, context: ArrayLike) -> Floats:
         """Seconds of a target pass."""

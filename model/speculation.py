@@ -73,7 +73,8 @@ def tokens_per_step(alpha: ArrayLike, gamma: ArrayLike) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         # expm1 and log1p keep the digits that 1 - alpha^(gamma + 1) loses near 1
         tokens = -np.expm1((k + 1.0) * np.log1p(-rejected)) / rejected
-    return np.where(rejected > 0.0, tokens, k + 1.0)
+    # at length 0 the quotient is 1 but for rounding, and a curve must start at 1 exactly
+    return np.where((rejected > 0.0) & (k > 0.0), tokens, k + 1.0)
 
 
 def walltime_speedup(alpha: ArrayLike, gamma: ArrayLike, c: ArrayLike) -> Floats:

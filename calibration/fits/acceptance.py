@@ -33,14 +33,13 @@ from servecast.model.acceptance import (
     samples_by_length,
     survival_with_mean,
 )
+from servecast.model.prediction import Z90
 from servecast.model.speculation import conditional_from_survival
 
 Floats = NDArray[np.float64]
 
 MINIMUM_LENGTHS_HELD_OUT = 3
 """With fewer draft lengths, leaving one out leaves too little to tell forms apart."""
-Z90 = 1.6448536269514722
-"""Standard normal quantile of 0.95, half of a 90 % interval in standard deviations."""
 BAND_BASE = 0.04
 """90 % half width of log AL just off the measured lengths."""
 BAND_GROWTH = 0.03
