@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from servecast.readers.catalogues import gpu, llm
     from servecast.readers.traces import read_trace
     from servecast.simulating import simulate_fleet
+    from servecast.speculating import plan_speculation
+    from servecast.speculation_sources import SpeedRequest, speed_source
 
 _HOME = {
     "Gpu": "model.hardware",
@@ -31,6 +33,7 @@ _HOME = {
     "Offer": "model.hardware",
     "Point": "predicting",
     "Slo": "model.slo",
+    "SpeedRequest": "speculation_sources",
     "Trace": "model.workload",
     "Workload": "model.workload",
     "confirm": "confirming",
@@ -38,9 +41,11 @@ _HOME = {
     "llm": "readers.catalogues",
     "load_profile": "calibration.profile",
     "plan": "planning",
+    "plan_speculation": "speculating",
     "predict": "predicting",
     "read_trace": "readers.traces",
     "simulate_fleet": "simulating",
+    "speed_source": "speculation_sources",
     "workload_from_parameters": "model.arrivals",
     "workload_from_trace": "model.arrivals",
 }
@@ -51,6 +56,7 @@ __all__ = [
     "Offer",
     "Point",
     "Slo",
+    "SpeedRequest",
     "Trace",
     "Workload",
     "confirm",
@@ -58,9 +64,11 @@ __all__ = [
     "llm",
     "load_profile",
     "plan",
+    "plan_speculation",
     "predict",
     "read_trace",
     "simulate_fleet",
+    "speed_source",
     "workload_from_parameters",
     "workload_from_trace",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +12,30 @@ import click
 from servecast.cli.errors import guard
 
 if TYPE_CHECKING:
-    from servecast.calibration.fits.acceptance import AcceptanceFit
-    from servecast.calibration.fits.speculation_cells import CellsFit
     from servecast.speculation_answers import DecodeLimits, Load, ScheduleRules, SpeculationAnswer
-    from servecast.speculation_tables import SpeedTable
+    from servecast.speculation_document import Methods
 
-MAX_BATCH = 4096
-"""Largest batch size that is planned for."""
-MAX_LENGTH = 64
-"""Longest draft that is planned or predicted. [tokens]"""
+MAX_BATCH, MAX_LENGTH = 4096, 64
+"""Those of `servecast.speculation_sources`, which the help does not load."""
+SOURCE_FLAGS = (
+    "cells",
+    "sweep_acceptance",
+    "step_cost",
+    "model",
+    "gpu",
+    "tp",
+    "precision",
+    "profile",
+    "method",
+    "draft_model",
+    "acceptance",
+    "acceptance_before",
+    "curve",
+    "max_batch",
+    "max_length",
+    "measured_context",
+)
+"""Options that say where the table comes from, as the fields of a `SpeedRequest`."""
 
 
 @click.command("speculate")
@@ -92,30 +108,20 @@ def command(as_json: bool, out: Path | None, report: Path | None, predict: Path 
     if as_json:
         click.echo(to_json(found.document()), nl=False)
     else:
-        from servecast.speculation_document import plan_text
-
-        click.echo(
-            plan_text(
-                found.answer,
-                found.policy,
-                found.source,
-                fit=found.fit,
-                acceptance=found.acceptance,
-                methods=found.methods,
-            )
-        )
+        click.echo(found.text())
 
 
 def _scored(flags: dict[str, Any], predict: Path) -> dict[str, Any]:
     from servecast.calibration.fits.speculation_cells import fit_cells
     from servecast.readers.speculation_cells import read_cells
     from servecast.speculation_document import score_cells
+    from servecast.speculation_sources import longest_draft, sweep_cells
 
     if flags["cells"] is None:
         raise ValueError("--predict needs --cells to fit")
     wanted = read_cells(predict, speed_required=False)
-    longest = _longest_draft(wanted, predict)
-    fit = fit_cells(_measured(flags), max_length=longest)
+    cells = sweep_cells(flags["cells"], flags["sweep_acceptance"])
+    fit = fit_cells(cells, max_length=longest_draft(wanted, predict))
     return {**score_cells(fit, wanted), "warnings": list(fit.dropped)}
 
 
@@ -142,226 +148,104 @@ def _score_text(document: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"warning: {text}" for text in document["warnings"])])
 
 
-def _measured(flags: dict[str, Any]) -> Any:
-    """The cells of --cells, with the acceptance of --sweep-acceptance where they carry none of their own."""
-    from dataclasses import replace
-
-    import numpy as np
-
-    from servecast.model.acceptance import samples_by_length
-    from servecast.readers.acceptance import read_acceptance
-    from servecast.readers.speculation_cells import read_cells
-
-    cells = read_cells(flags["cells"])
-    _longest_draft(cells, flags["cells"])
-    drafted = cells.gamma > 0
-    if flags["sweep_acceptance"] is None:
-        return cells
-    if np.isfinite(cells.mean_acceptance_length[drafted]).any():
-        raise ValueError("--sweep-acceptance and a column mean_acceptance_length were both given; take one away")
-    pooled = samples_by_length(read_acceptance(flags["sweep_acceptance"]))
-    known = {one.draft_length: one.mean_acceptance_length for one in pooled}
-    length = [known.get(int(k), np.nan) if k else 1.0 for k in cells.gamma]
-    return replace(cells, mean_acceptance_length=np.array(length))
-
-
-def _longest_draft(cells: Any, path: Path) -> int:
-    longest = int(cells.gamma.max())
-    if longest > MAX_LENGTH:  # a fit has a parameter per length: time grows with their square
-        raise ValueError(f"{path}: draft_length must be at most {MAX_LENGTH}, got {longest}")
-    return longest
-
-
-def _samples(flags: dict[str, Any]) -> Any:
-    from servecast.readers.acceptance import read_acceptance
-    from servecast.readers.acceptance_counters import counters_between, read_counters
-
-    if flags["acceptance_before"] is not None:
-        first, second = (
-            read_counters(flags[name], model=flags["curve"]) for name in ("acceptance_before", "acceptance")
-        )
-        return [counters_between(first, second)]
-    return read_acceptance(flags["acceptance"], curve=flags["curve"])
-
-
 class _Planned:
     """Everything that one command line asks for, in the order it is needed."""
 
     def __init__(self, flags: dict[str, Any]) -> None:
-        from dataclasses import replace
-
-        from servecast.speculating import compare_methods, plan_speculation
+        from servecast.speculating import plan_speculation
+        from servecast.speculation_document import policy_document
+        from servecast.speculation_sources import SpeedRequest, speed_source
 
         self._flags = flags
-        self.model: str | None = flags["model"]
-        self.fit: CellsFit | None = None
-        self.acceptance: AcceptanceFit | None = None
-        self.labels: dict[str, str] = {}
-        self.remarks: tuple[str, ...] = ()
         self.engine, self.version = _engine(flags["engine"])
         limits, load, rules = _limits(flags), _load(flags), _rules(flags, self.engine)
-        table = self._table()
-        self.answer: SpeculationAnswer = plan_speculation(table, limits=limits, load=load, rules=rules)
-        self.methods: tuple[tuple[str, float, Sequence[tuple[int, int]]], ...] = ()
+        shared = {name: flags[name] for name in SOURCE_FLAGS}
+        self.source = speed_source(SpeedRequest(engine=self.engine, contexts=flags["context"], **shared))
+        answer = plan_speculation(self.source.table, limits=limits, load=load, rules=rules)
+        self.methods: Methods = ()
+        remarks: tuple[str, ...] = () if self.source.fit is None else self.source.fit.dropped
         if flags["compare"]:
             _refuse_unlike(flags)
-            rivals = {"this": self.answer}
-            for text in flags["compare"]:
-                name, rival, last = _rival(text, table.batches.size)
-                if name in rivals:
-                    raise ValueError(f"--compare must name every method once, got {name!r} twice")
-                if last < table.batches.size:
-                    self.remarks += (f"method {name} was measured up to batch size {last} only: extrapolated beyond",)
-                rivals[name] = plan_speculation(rival, limits=limits, load=load, rules=rules, explain=False)
-            self.methods = tuple(compare_methods(rivals))
-        left_out = self._left_out()
-        self.answer = replace(self.answer, warnings=(*self.answer.warnings, *left_out, *self.remarks))
-        self.table = self._policy_table()
-        from servecast.speculation_document import policy_document
+            self.methods, said = _compared(flags["compare"], answer, rules)
+            remarks += said
+        self.answer = replace(answer, warnings=(*answer.warnings, *remarks))
+        self.policy = policy_document(self._policy_table(), allow_static=flags["allow_static"])
 
-        self.policy = policy_document(self.table, allow_static=flags["allow_static"])
-
-    def _left_out(self) -> tuple[str, ...]:
-        """Cells that the fit did not take."""
-        return () if self.fit is None else self.fit.dropped
+    @property
+    def model(self) -> str | None:
+        """As the user or the sweep names it."""
+        name: str | None = self._flags["model"] or self.source.labels.get("model")
+        return name
 
     def document(self) -> dict[str, Any]:
+        """The documented JSON."""
         from servecast.speculation_document import plan_document
 
         return plan_document(
-            self.answer, policy=self.policy, fit=self.fit, acceptance=self.acceptance, methods=self.methods
+            self.answer,
+            policy=self.policy,
+            fit=self.source.fit,
+            acceptance=self.source.acceptance,
+            methods=self.methods,
         )
 
-    def _table(self) -> SpeedTable:
-        flags = self._flags
-        sources = [flags["cells"] is not None, flags["step_cost"] is not None]
-        if sum(sources) > 1:
-            raise ValueError("--cells and --step-cost were both given; costs come from one of them")
-        if flags["cells"] is not None:
-            return self._from_cells()
-        if flags["acceptance"] is None:
-            raise ValueError(
-                "--acceptance must be given where there are no --cells: nothing else says what is accepted"
-            )
-        if flags["step_cost"] is not None:
-            return self._from_table()
-        if flags["model"] and flags["gpu"]:
-            return self._from_profile()
-        raise ValueError("--cells, --step-cost, or --model with --gpu must be given: where step times come from")
+    def text(self) -> str:
+        """The plan for eyes."""
+        from servecast.speculation_document import plan_text
 
-    def _from_cells(self) -> SpeedTable:
-        import numpy as np
-
-        from servecast.calibration.fits.speculation_cells import fit_cells
-        from servecast.readers.speculation_cells import read_labels
-        from servecast.speculation_tables import table_from_cells, with_contexts
-
-        flags = self._flags
-        self.source = str(flags["cells"])
-        self.labels = read_labels(flags["cells"])
-        cells = _measured(flags)
-        max_length = flags["max_length"] or int(cells.gamma.max())
-        max_batch = flags["max_batch"] or _largest(float(cells.batch.max()))
-        self.fit = fit_cells(cells, max_length=max_length)
-        curve = None
-        if flags["acceptance"] is not None:
-            self.acceptance = _fitted_acceptance(_samples(flags), max_length)
-            curve = self.acceptance.curve
-        contexts = np.unique(flags["context"]) if flags["context"] else None
-        own = contexts if self.fit.has_context else None
-        table = table_from_cells(self.fit, max_batch=max_batch, max_length=max_length, contexts=own, curve=curve)
-        if contexts is None or own is not None:
-            return table
-        if not (flags["model"] and flags["gpu"]):
-            raise ValueError("--context needs a context_tokens column in the cells, or --model and --gpu")
-        known = self.fit.reference_context if np.isfinite(cells.context).any() else None
-        return with_contexts(table, contexts, **_cache(flags, self.engine, known))
-
-    def _from_table(self) -> SpeedTable:
-        import numpy as np
-
-        from servecast.readers.step_costs import read_step_cost
-        from servecast.speculation_tables import table_from_cost, with_contexts
-
-        flags = self._flags
-        self.source = str(flags["step_cost"])
-        cost = read_step_cost(flags["step_cost"], parallel=(flags["method"] or "") in PARALLEL_METHODS)
-        table = table_from_cost(
-            cost,
-            self._curve(),
-            max_batch=flags["max_batch"] or _largest(float(cost.draft_requests[-1])),
-            max_length=self._longest(),
-            cost_sd=0.03,
-            largest_rows=float(cost.rows[-1]),
+        return plan_text(
+            self.answer,
+            self.policy,
+            self.source.name,
+            fit=self.source.fit,
+            acceptance=self.source.acceptance,
+            methods=self.methods,
         )
-        if not flags["context"]:
-            return table
-        return with_contexts(table, np.unique(flags["context"]), **_cache(flags, self.engine, None))
-
-    def _from_profile(self) -> SpeedTable:
-        import numpy as np
-
-        from servecast.calibration.profile import SHIPPED, load_profile
-        from servecast.model.profiled_speculation import ProfiledCost
-        from servecast.readers.catalogues import llm
-        from servecast.speculation_tables import table_from_cost
-
-        flags = self._flags
-        name = flags["profile"] or SHIPPED
-        drafter = llm(flags["draft_model"]) if flags["method"] == "draft_model" and flags["draft_model"] else None
-        target = _deployment(flags, self.engine)
-        cost = ProfiledCost(load_profile(name), target, self.engine, drafter)
-        self.source = f"profile {name}, {target.llm.name} on {target.gpu.name} tp{target.tp}"
-        return table_from_cost(
-            cost,
-            self._curve(),
-            max_batch=flags["max_batch"] or 256,
-            max_length=self._longest(),
-            contexts=np.unique(flags["context"] or (1024.0,)),
-            cost_sd=cost.log_sd,
-        )
-
-    def _longest(self) -> int:
-        return int(self._flags["max_length"] or max(one.draft_length for one in _samples(self._flags)))
-
-    def _curve(self) -> Any:
-        self.acceptance = _fitted_acceptance(_samples(self._flags), self._longest())
-        return self.acceptance.curve
 
     def _policy_table(self) -> Any:
         from datetime import UTC, datetime
         from importlib.metadata import version
 
         from servecast.speculation_document import speculation_table
+        from servecast.speculation_sources import method_of
 
         flags = self._flags
         return speculation_table(
             self.answer,
             engine=self.engine,
             version=self.version,
-            model=flags["model"] or self.labels.get("model"),
-            method=flags["method"] or method_of(self.labels.get("drafter", "")),
+            model=self.model,
+            method=flags["method"] or method_of(self.source.labels.get("drafter", "")),
             draft_model=flags["draft_model"],
             data_parallel=flags["dp"],
             model_runner=flags["model_runner"],
             provenance={
                 "servecast": version("servecast"),
-                "profile": self.source,
+                "profile": self.source.name,
                 "acceptance": str(flags["acceptance"] or "the cells' own"),
                 "date": datetime.now(UTC).date().isoformat(),
             },
         )
 
 
-PARALLEL_METHODS = frozenset({"dspark", "dflash"})
-"""Draft methods that yield all positions in one pass."""
+def _compared(texts: Sequence[str], answer: SpeculationAnswer, rules: ScheduleRules) -> tuple[Methods, tuple[str, ...]]:
+    """Draft methods beside the planned one, and where their sweeps end."""
+    from servecast.speculating import compare_methods, plan_speculation
+    from servecast.speculation_sources import rival_source
 
-
-def method_of(drafter: str) -> str:
-    """Draft method of a label such as "EAGLE3" or "DSpark"; eagle3 where the label says nothing."""
-    folded = drafter.lower().replace("-", "").replace(" ", "")
-    known = ("eagle3", "eagle", "dspark", "dflash", "mtp", "ngram", "suffix")
-    return next((name for name in known if name in folded), "eagle3")
+    rivals, remarks, last = {"this": answer}, [], int(answer.table.batches[-1])
+    for text in texts:
+        name, path = _named(text)
+        if name in rivals:
+            raise ValueError(f"--compare must name every method once, got {name!r} twice")
+        source = rival_source(path, last)
+        measured = last if source.fit is None else int(source.fit.cells.batch.max())
+        if measured < last:
+            remarks.append(f"method {name} was measured up to batch size {measured} only: extrapolated beyond")
+        rivals[name] = plan_speculation(
+            source.table, limits=answer.limits, load=answer.load, rules=rules, explain=False
+        )
+    return tuple(compare_methods(rivals)), tuple(remarks)
 
 
 def _refuse_unlike(flags: dict[str, Any]) -> None:
@@ -373,41 +257,12 @@ def _refuse_unlike(flags: dict[str, Any]) -> None:
         raise ValueError("--compare needs --cells: a sweep is compared with sweeps")
 
 
-def _largest(measured: float) -> int:
-    """Largest batch size of a plan without --max-batch: the largest measured, as far as a plan goes."""
-    return int(min(max(measured, 1.0), MAX_BATCH))
-
-
-def _cache(flags: dict[str, Any], engine: str, known: float | None) -> dict[str, float]:
-    """Seconds of a cached token, and the context that the costs were measured at."""
-    target = _deployment(flags, engine)
-    reference = flags["measured_context"] if flags["measured_context"] is not None else known
-    if reference is None:
-        raise ValueError("--context needs --measured-context: the cached tokens that the costs were measured at")
-    per_token = target.kv_bytes_per_token_per_gpu() / target.gpu.bandwidth_bytes_per_s
-    return {"cached_token_s": per_token, "reference": reference}
-
-
-def _fitted_acceptance(samples: Any, max_length: int) -> AcceptanceFit:
-    from servecast.calibration.fits.acceptance import fit_acceptance
-
-    return fit_acceptance(samples, max_length=max(max_length, max(one.draft_length for one in samples)))
-
-
 def _engine(text: str) -> tuple[str, str]:
     from servecast.policies import parse_engine
 
     name, at, version = text.partition("@")
     engine, newest = parse_engine(name)
     return engine, version.strip() if at else newest
-
-
-def _deployment(flags: dict[str, Any], engine: str) -> Any:
-    from servecast.readers.deployments import deployment
-
-    if not (flags["model"] and flags["gpu"]):
-        raise ValueError("--model and --gpu must be given for the cost of the cache")
-    return deployment(flags["model"], flags["gpu"], engine, flags["precision"], tp=flags["tp"])
 
 
 def _limits(flags: dict[str, Any]) -> DecodeLimits:
@@ -465,18 +320,12 @@ def _rules(flags: dict[str, Any], engine: str) -> ScheduleRules:
     )
 
 
-def _rival(text: str, max_batch: int) -> tuple[str, SpeedTable, int]:
-    """Name of a method, its table, and the largest batch size it was measured at."""
-    from servecast.calibration.fits.speculation_cells import fit_cells
-    from servecast.readers.speculation_cells import read_cells
-    from servecast.speculation_tables import table_from_cells
-
+def _named(text: str) -> tuple[str, Path]:
+    """Name and file of a draft method to compare with."""
     name, equals, path = text.partition("=")
     if not (name.strip() and equals and path):
         raise ValueError(f"--compare must be NAME=CELLS.csv, got {text[:60]!r}")
-    fit = fit_cells(read_cells(Path(path)))
-    table = table_from_cells(fit, max_batch=max_batch, max_length=fit.max_length)
-    return name.strip(), table, int(fit.cells.batch.max())
+    return name.strip(), Path(path)
 
 
 def _write(out: Path | None, report: Path | None, found: _Planned) -> None:
@@ -512,9 +361,9 @@ def _page(found: _Planned) -> str:
     text = json.dumps(config) if config is not None else next(iter(files.values()), None)
     return speculation_page(
         found.answer,
-        title=found.labels.get("model") or found.model or found.source,
-        source_lines=[("step times", found.source), *((key, value) for key, value in found.labels.items())],
+        title=found.model or found.source.name,
+        source_lines=[("step times", found.source.name), *found.source.labels.items()],
         policy_text=text,
         engine=f"{found.engine} {found.version}",
-        measured=None if found.fit is None else found.fit.cells,
+        measured=None if found.source.fit is None else found.source.fit.cells,
     )

@@ -16,11 +16,13 @@ import pytest
 from click.testing import CliRunner, Result
 from speculation_plans import ACCEPTANCE, COST, HEADER, LENGTHS, NAMES, PASSES, PLAN, sweep, true_speed, write_sweep
 
-from servecast.cli import main
-from servecast.cli.speculate_command import method_of
+import servecast
+from servecast import speculation_sources
+from servecast.cli import main, speculate_command
 from servecast.model.speculation_cells import SpeculationCells
 from servecast.model.speculation_cost import step_seconds
 from servecast.policies.vllm_speculation import read_vllm_schedule
+from servecast.speculation_sources import method_of
 
 DataPath = Callable[..., Path]
 
@@ -426,3 +428,20 @@ def test_what_was_not_measured_is_said() -> None:
     assert full["gain"]["no_speculation_measured"] is True
     width = full["gain"]["over_no_speculation_hi"] - full["gain"]["over_no_speculation_lo"]
     assert width < ends[1] - ends[0]
+
+
+def test_the_same_from_python() -> None:
+    # Origin: the command is the query.
+    source = servecast.speed_source(servecast.SpeedRequest(cells=Path("cells.csv")))
+    answer = servecast.plan_speculation(source.table)
+    assert [list(one) for one in answer.schedule.segments] == [
+        [one["lo"], one["hi"], one["draft_length"]] for one in document(*PLAN)["schedule"]
+    ]
+
+
+def test_the_help_knows_the_limits() -> None:
+    # Origin: the module that keeps them, which the help does not load.
+    assert (speculate_command.MAX_BATCH, speculate_command.MAX_LENGTH) == (
+        speculation_sources.MAX_BATCH,
+        speculation_sources.MAX_LENGTH,
+    )
