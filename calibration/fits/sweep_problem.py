@@ -58,6 +58,10 @@ CONTEXT_PRIOR = (-6.5, 1.5)
 IDLE_PRIOR = (-3.0, 1.2)
 """Log of the share of a that an armed step of length 0 costs."""
 FORMS = tuple(RowForm)
+FORM_PRIOR = np.array([0.25, 1.0, 1.0])
+"""Prior weights in the order of FORMS. Of 68 series of mixture-of-experts servers without speculation (AIConfigurator's
+silicon table), fitted up to 64 clients, the saturating form errs fast by 3 % at 128 and 10 % at 256 (medians), the
+hyperbolic one by 0 and 3, the logarithmic one by -1 and -2."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +184,7 @@ class SweepProblem:
     def members(self, solved: Sequence[Solved]) -> tuple[FormFit, ...]:
         """Fits with weights, of one solution per form."""
         costs = np.array([float(one.cost[0]) for one in solved])
-        weights = np.exp(-(costs - costs.min()) / TEMPER)
+        weights = FORM_PRIOR * np.exp(-(costs - costs.min()) / TEMPER)
         weights /= weights.sum()
         return tuple(
             FormFit(

@@ -26,7 +26,7 @@ def test_cells_between_the_measured_ones_come_back(form: RowForm) -> None:
     batch, gamma = np.meshgrid([2.0, 8.0, 32.0, 48.0], [0, 1, 2, 3, 4, 5], indexing="ij")
     found = fit.predict(batch, gamma)
     expected = true_lengths()[gamma] / step_seconds(cost, batch, gamma)
-    np.testing.assert_allclose(found.tok_s_per_request, expected, rtol=0.015)
+    np.testing.assert_allclose(found.tok_s_per_request, expected, rtol=0.02)
     assert np.abs(found.tok_s_per_request / expected - 1.0).mean() < 0.005
     assert found.inside.all()
     assert ((found.lo < expected) & (expected < found.hi)).all()
