@@ -354,7 +354,7 @@ def plan_text(
         for one in answer.forecasts:
             if one.context == context or math.isnan(context):
                 lines.append(_forecast_line(one))
-    lines += [f"acceptance: {note}" for note in (acceptance.notes if acceptance is not None else ())]
+    lines += [f"note: {note}" for note in (acceptance.notes if acceptance is not None else ())]
     for name, share, runs in methods:
         won = ", ".join(f"{lo} to {hi}" for lo, hi in runs) or "nowhere"
         lines.append(f"  method {name}: {share:.1%} of the best method's goodput, best at batch {won}")

@@ -75,6 +75,8 @@ class SpeedSource:
     labels: Mapping[str, str] = field(default_factory=dict)
     """Model, drafter, engine, hardware, as a sweep names them."""
     fit: CellsFit | None = None
+    model: str | None = None
+    """Name of the target in full, where it was looked up."""
     acceptance: AcceptanceFit | None = None
     """Of the load, where a file was given."""
 
@@ -188,7 +190,7 @@ def _from_profile(request: SpeedRequest) -> SpeedSource:
         cost_sd=cost.log_sd,
     )
     where = f"profile {name}, {target.llm.name} on {target.gpu.name} tp{target.tp}"
-    return SpeedSource(table=table, name=where, acceptance=acceptance)
+    return SpeedSource(table=table, name=where, model=target.llm.name, acceptance=acceptance)
 
 
 def _samples(request: SpeedRequest) -> list[AcceptanceSample]:

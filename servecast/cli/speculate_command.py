@@ -173,8 +173,8 @@ class _Planned:
 
     @property
     def model(self) -> str | None:
-        """As the user or the sweep names it."""
-        name: str | None = self._flags["model"] or self.source.labels.get("model")
+        """In full where it was looked up, else as the user or the sweep names it."""
+        name: str | None = self.source.model or self._flags["model"] or self.source.labels.get("model")
         return name
 
     def document(self) -> dict[str, Any]:

@@ -445,3 +445,10 @@ def test_the_help_knows_the_limits() -> None:
         speculation_sources.MAX_BATCH,
         speculation_sources.MAX_LENGTH,
     )
+
+
+def test_the_engine_gets_the_name_in_full() -> None:
+    # Origin: the catalogue; an engine knows no short names.
+    at = ("--model", "llama-3.1-8b", "--gpu", "h100", "--acceptance", "acceptance.csv", "--draft-model", "some/head")
+    run(*at, "--max-batch", "32", "--method", "eagle3", "--out", "engine")
+    assert "vllm serve meta-llama/Llama-3.1-8B" in Path("engine/vllm_speculation.sh").read_text()
