@@ -51,8 +51,8 @@ TEMPER = 10.0
 INFLATION, INFLATION_BATCHES = 1.25, 4.0
 """Predictions are wider than the fit's own standard deviations by a factor: this one, counted as so many batch sizes,
 averaged with what the sweep's own left-out batch sizes show."""
-MOST_FOLDS = 24
-"""Batch sizes left out one by one; of more, neighbours go together."""
+MOST_FOLDS, FOLD_CELLS = 24, 2400
+"""Batch sizes left out one by one; of more, or of so many cells times folds, neighbours go together."""
 CONTEXT_PRIOR = (-6.5, 1.5)
 """Log of the share of a that 1,000 cached tokens of one request cost, mean and standard deviation."""
 IDLE_PRIOR = (-3.0, 1.2)
@@ -221,7 +221,8 @@ class SweepProblem:
     def held_out(self, members: tuple[FormFit, ...]) -> HeldOut:
         """Leave one batch size out (neighbours together beyond MOST_FOLDS); every form, all folds at once."""
         batches = np.unique(self.cells.batch)
-        folds = np.array_split(batches, min(batches.size, MOST_FOLDS))
+        most = min(MOST_FOLDS, max(FOLD_CELLS // self.cells.size, 4))
+        folds = np.array_split(batches, min(batches.size, most))
         keeps = [~np.isin(self.cells.batch, fold) for fold in folds]
         whitening = np.array([self._whitening(keep) for keep in keeps])
         refits = []

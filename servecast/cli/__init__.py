@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 
 import click
+
+# matrices here are small and many: threads of the linear algebra library cost more than they save, most of all where
+# cores are shared; read when numpy is loaded, which is later, and left alone where the user has set it
+for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
 
 COMMANDS = {
     "plan": "Cheapest way to serve a workload within its latency limits.",
