@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from servecast.model.prediction import Z90, Prediction
 from servecast.model.speculation import request_tpot_quantile
 from servecast.solvers.draft_length import (
+    EDGE_WORTH,
     DraftLengthProblem,
     DraftLengthSchedule,
     birth_death_occupancy,
@@ -34,9 +35,6 @@ OCCUPANCY_ROUNDS = 2
 """The batch depends on the schedule and the schedule on the batch: solved in turn so many times."""
 CENTRAL = 0.9
 """Share of the time that counts as the operating range."""
-EDGE_WORTH = 0.002
-"""Mean goodput, as a share, that a change of length has to gain: a step that flips is not free, and a table with fewer
-edges is easier to trust."""
 RARE = 0.1
 """Weight spread evenly over log B beside a load: a burst meets batches that its mean never does."""
 

@@ -28,7 +28,6 @@ hysteresis.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -46,6 +45,7 @@ from servecast.solvers.draft_length_problem import (
 )
 
 __all__ = [
+    "EDGE_WORTH",
     "DraftLengthProblem",
     "DraftLengthSchedule",
     "StaticLength",
@@ -57,9 +57,11 @@ __all__ = [
     "little_batch",
     "schedule_of",
     "solve_draft_length",
-    "solve_many",
 ]
 
+EDGE_WORTH = 0.002
+"""Switch cost of a table that an engine loads, of all weight: what mean goodput a change of length has to gain. A step
+that flips is not free, and a table with fewer edges is easier to trust."""
 WORTH_NAMING = 1e-9
 """Share of all weight below which a better objective is rounding."""
 
@@ -148,11 +150,6 @@ def solve_draft_length(problem: DraftLengthProblem, *, explain: bool = False) ->
             raise RuntimeError(f"the schedule breaks its own rules: {faults[0]}")
         found = schedule_of(problem, lengths)
     return replace(found, binding=_binding(problem, found)) if explain else found
-
-
-def solve_many(problems: Iterable[DraftLengthProblem], *, explain: bool = False) -> tuple[DraftLengthSchedule, ...]:
-    """One schedule per problem, for instance per context length."""
-    return tuple(solve_draft_length(one, explain=explain) for one in problems)
 
 
 def schedule_of(problem: DraftLengthProblem, lengths: Integers) -> DraftLengthSchedule:

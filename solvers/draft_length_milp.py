@@ -59,7 +59,7 @@ def solve_draft_length_milp(problem: DraftLengthProblem, *, time_limit_s: float 
 
 
 def _program(problem: DraftLengthProblem) -> _Program:
-    import pulp  # type: ignore[import-untyped]
+    import pulp  # type: ignore[import-untyped]  # ships no types
 
     available, meets, rho = problem.available, problem.meets, problem.counted_regret()
     rows, lengths = range(len(problem.batches)), np.flatnonzero(available.any(axis=0)).tolist()

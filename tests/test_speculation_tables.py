@@ -45,7 +45,7 @@ CURVE = AcceptanceCurve(
 
 def linear_table(**changed: float) -> SpeedTable:
     given = {"max_batch": 8, "max_length": 3, "cost_sd": 0.03, "largest_rows": 20.0, **changed}
-    return table_from_cost(LINEAR, CURVE, **given)  # type: ignore[arg-type]
+    return table_from_cost(LINEAR, CURVE, **given)
 
 
 def test_cost_table_by_hand() -> None:

@@ -82,7 +82,7 @@ class AlikeTokens:
     def __post_init__(self) -> None:
         _in_unit("alpha", self.alpha)
 
-    def probabilities(self, rng: np.random.Generator, count: int) -> Floats:  # noqa: ARG002
+    def probabilities(self, rng: np.random.Generator, count: int) -> Floats:  # noqa: ARG002 (the protocol's signature)
         """See `TokenProcess`."""
         return np.full(count, self.alpha)
 

@@ -101,7 +101,7 @@ class StaticLength:
     def __init__(self, length: int) -> None:
         self.length = check_length("length", length)
 
-    def round(self, state: RoundState, next_confidence: NextConfidence) -> DraftDecision:  # noqa: ARG002
+    def round(self, state: RoundState, next_confidence: NextConfidence) -> DraftDecision:  # noqa: ARG002 (the protocol's signature)
         return uniform(state.batch, self.length)
 
     def observe(self, accepted: Ints, lengths: Ints, step_s: float) -> None:
@@ -122,7 +122,7 @@ class ScheduleTable:
         self.lagged = lagged
         self._next: int | None = None
 
-    def round(self, state: RoundState, next_confidence: NextConfidence) -> DraftDecision:  # noqa: ARG002
+    def round(self, state: RoundState, next_confidence: NextConfidence) -> DraftDecision:  # noqa: ARG002 (the protocol's signature)
         found = self.lengths[min(state.batch + state.prefills, len(self.lengths)) - 1]
         used = found if not self.lagged or self._next is None else self._next
         self._next = found
@@ -216,10 +216,10 @@ class SglangEma:
         size = self._captured[at] if at < len(self._captured) else batch
         return self._slots[self._keys[max(bisect_right(self._keys, size) - 1, 0)]]
 
-    def round(self, state: RoundState, next_confidence: NextConfidence) -> DraftDecision:  # noqa: ARG002
+    def round(self, state: RoundState, next_confidence: NextConfidence) -> DraftDecision:  # noqa: ARG002 (the protocol's signature)
         return uniform(state.batch, self.slot(state.batch).steps)
 
-    def observe(self, accepted: Ints, lengths: Ints, step_s: float) -> None:  # noqa: ARG002
+    def observe(self, accepted: Ints, lengths: Ints, step_s: float) -> None:  # noqa: ARG002 (the protocol's signature)
         if accepted.size:
             self.slot(accepted.size).update(float(accepted.mean()))
 

@@ -73,7 +73,7 @@ class CostTimes:
     def __init__(self, cost: SpeculationCost) -> None:
         self.cost = cost
 
-    def draft_s(self, state: RoundState, gamma: int, *, overhead: bool = True) -> float:  # noqa: ARG002
+    def draft_s(self, state: RoundState, gamma: int, *, overhead: bool = True) -> float:  # noqa: ARG002 (the protocol's signature)
         return float(self.cost.draft(state.batch, gamma, state.cached / state.batch)) if gamma else 0.0
 
     def verify_s(self, state: RoundState, gamma: int) -> float:
@@ -215,7 +215,7 @@ class SmartSpec:
         self.alpha = SMARTSPEC_ALPHA
         self._accepted, self._judged = 0, 0
 
-    def round(self, state: RoundState, next_confidence: NextConfidence) -> DraftDecision:  # noqa: ARG002
+    def round(self, state: RoundState, next_confidence: NextConfidence) -> DraftDecision:  # noqa: ARG002 (the protocol's signature)
         goodput = [self.goodput(state, k) for k in range(self.max_length + 1)]
         return uniform(state.batch, int(np.argmax(goodput)))
 
@@ -226,7 +226,7 @@ class SmartSpec:
         rate = tokens / (self.times.draft_s(state, k) + self.times.verify_s(state, k))
         return rate if k else rate * SMARTSPEC_PLAIN_BONUS
 
-    def observe(self, accepted: Ints, lengths: Ints, step_s: float) -> None:  # noqa: ARG002
+    def observe(self, accepted: Ints, lengths: Ints, step_s: float) -> None:  # noqa: ARG002 (the protocol's signature)
         self._accepted += int(accepted.sum())
         self._judged += int(np.minimum(accepted + 1, lengths).sum())
         if self._judged:

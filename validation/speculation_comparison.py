@@ -40,7 +40,7 @@ from servecast.model.speculation_cost import step_seconds
 from servecast.model.workload import Trace
 from servecast.readers.deployments import deployment
 from servecast.readers.traces import read_trace
-from servecast.solvers.draft_length import DraftLengthProblem, solve_draft_length
+from servecast.solvers.draft_length import EDGE_WORTH, DraftLengthProblem, solve_draft_length
 from servecast.validation.acceptance_draws import BetaTokens, DrawnAcceptance
 from servecast.validation.draft_controllers import (
     ConfidenceStop,
@@ -195,7 +195,7 @@ class TabulatedTimes:
     def __init__(self, steps: TabulatedSpeculation) -> None:
         self._steps = steps
 
-    def draft_s(self, state: RoundState, gamma: int, *, overhead: bool = True) -> float:  # noqa: ARG002
+    def draft_s(self, state: RoundState, gamma: int, *, overhead: bool = True) -> float:  # noqa: ARG002 (the protocol's signature)
         """See `servecast.validation.goodput_controllers.RoundTimes`."""
         return self._steps.draft_s(state.batch, gamma, state.cached)
 
@@ -295,7 +295,7 @@ def our_table(made: Ready, context: float) -> list[int]:
         violation=np.maximum(step / tokens / limit - 1.0, 0.0),
         max_lengths=3,
         max_segments=4,
-        switch_cost=0.002 * float(weights.sum()),
+        switch_cost=EDGE_WORTH * float(weights.sum()),
         edges=np.isin(batches[:-1], GRAPH_SIZES),
     )
     return [int(one) for one in solve_draft_length(problem).lengths]

@@ -29,16 +29,8 @@ from servecast.model.batch_steps import Chunk
 from servecast.model.workload import Trace
 from servecast.validation.acceptance_draws import LONGEST, AcceptanceDraws, Text
 from servecast.validation.draft_controllers import DraftController, RoundState
-from servecast.validation.simulator import (
-    EngineLimits,
-    Prompt,
-    RequestLog,
-    RequestRows,
-    Router,
-    Scheduler,
-    check_routing,
-    serve,
-)
+from servecast.validation.scheduler import EngineLimits, Prompt, RequestLog, RequestRows, Scheduler
+from servecast.validation.simulator import Router, check_routing, serve
 from servecast.validation.speculative_steps import SpeculativeStepTimes
 
 Ints = NDArray[np.int64]

@@ -247,7 +247,7 @@ def _entries(config: Mapping[str, Any]) -> list[tuple[int, int, int]]:
 
 def _whole(value: object) -> int:
     try:
-        return int(value)  # type: ignore[call-overload,no-any-return]
+        return int(value)  # type: ignore[call-overload,no-any-return]  # vLLM calls int() on whatever is there
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{SCHEDULE} must hold numbers, got {show(value)}") from None
 

@@ -4,35 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from speculation_plans import sweep
 
 from servecast.calibration.fits.speculation_cells import CellsFit, fit_cells
 from servecast.calibration.fits.sweep_design import informative_cells
 from servecast.model.speculation_cells import SpeculationCells
-from servecast.model.speculation_cost import FormulaCost, RowForm, step_seconds
-
-COST = FormulaCost(
-    form=RowForm.SATURATING,
-    base_s=9e-3,
-    rise_s=1e-2,
-    rise_rows=30.0,
-    row_s=6e-5,
-    request_s=2e-5,
-    round_s=1e-3,
-    draft_s=3e-4,
-)
-
-
-def sweep(batches: tuple[int, ...], lengths: tuple[int, ...]) -> SpeculationCells:
-    b, k = (x.ravel() for x in np.meshgrid(np.array(batches, float), np.array(lengths), indexing="ij"))
-    tokens = (1.0 - 0.75 ** (k + 1.0)) / 0.25
-    return SpeculationCells(
-        batch=b,
-        gamma=k.astype(np.int64),
-        tok_s_per_request=tokens / step_seconds(COST, b, k),
-        mean_acceptance_length=np.full(b.size, np.nan),
-        context=np.full(b.size, np.nan),
-        armed=np.zeros(b.size, dtype=np.bool_),
-    )
 
 
 @pytest.fixture(scope="module")

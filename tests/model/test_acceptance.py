@@ -138,7 +138,7 @@ def test_curve_gives_predictions_and_variance() -> None:
 @pytest.mark.parametrize("gamma", [-1, 3, 1.5, math.nan])
 def test_a_length_off_the_curve_is_refused(gamma: float) -> None:
     with pytest.raises(ValueError, match=r"^gamma must be a whole number from 0 to 2, got "):
-        curve().at(gamma)  # type: ignore[arg-type]
+        curve().at(gamma)
 
 
 def test_a_curve_without_survival_has_no_variance() -> None:

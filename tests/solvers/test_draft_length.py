@@ -16,7 +16,6 @@ from servecast.solvers.draft_length import (
     DraftLengthProblem,
     Status,
     solve_draft_length,
-    solve_many,
 )
 from servecast.solvers.draft_length_milp import solve_draft_length_milp
 
@@ -107,11 +106,6 @@ def test_published_sweeps(
     np.testing.assert_allclose(found.mean_regret, mean_regret, rtol=1e-4)
     np.testing.assert_allclose(found.objective, mean_regret, rtol=1e-4)
     assert (found.bound, found.gap) == (found.objective, 0.0)
-
-
-def test_many_are_solved_one_by_one() -> None:
-    problems = [sweep(BS7, GLM_47_FP8, max_lengths=most) for most in (1, 2)]
-    assert [one.lengths.tolist() for one in solve_many(problems)] == [[4] * 7, [4, 4, 4, 4, 3, 3, 3]]
 
 
 # ---- exactness -----------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def columns(*means: float, batch: int = 2) -> Callable[[], Floats]:
 
 
 def state(batch: int, **more: int) -> RoundState:
-    return RoundState(batch=batch, cached=100 * batch, **more)  # type: ignore[arg-type]
+    return RoundState(batch=batch, cached=100 * batch, **more)
 
 
 def observe(controller: DraftController, mean: float, batch: int = 2) -> None:
@@ -188,7 +188,7 @@ class TestSglangEma:
     ("make", "message"),
     [
         (lambda: StaticLength(-1), "length must be an integer >= 0, got -1"),
-        (lambda: StaticLength(1.5), "length must be an integer >= 0, got 1.5"),  # type: ignore[arg-type]
+        (lambda: StaticLength(1.5), "length must be an integer >= 0, got 1.5"),
         (lambda: ScheduleTable([]), "lengths must have a value for one request, got none"),
         (lambda: ScheduleTable([1, -2]), "lengths must be an integer >= 0, got -2"),
         (lambda: ConfidenceStop(threshold=float("nan")), r"threshold must be in \[0, 1\], got nan"),

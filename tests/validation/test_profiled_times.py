@@ -142,4 +142,4 @@ def test_bad_tables_are_refused(change: dict[str, object], message: str) -> None
     good: dict[str, object] = {"contexts": (1, 256), "sizes": (1, 2), "overhead_s": (0.0, 0.0)}
     good["seconds"] = ((1.0, 2.0), (1.0, 2.0))
     with pytest.raises(ValueError, match=message):
-        PassTimes(**(good | change))  # type: ignore[arg-type]
+        PassTimes(**(good | change))

@@ -134,7 +134,7 @@ def sweep_score(**changed: object) -> SweepScore:
         "covered": 0.5,
         "interpolated_mape": 0.05,
     }
-    return SweepScore(**{**given, **changed})  # type: ignore[arg-type]
+    return SweepScore(**{**given, **changed})
 
 
 def test_sweeps_as_a_table_by_hand() -> None:

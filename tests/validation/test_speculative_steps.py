@@ -33,12 +33,12 @@ class Stairs:
         rows, requests, context = (np.asarray(one, dtype=np.float64) for one in (rows, requests, context))
         return np.asarray(np.ceil(rows / 8) + 0.1 * requests + 0.001 * np.minimum(context, 1000.0))
 
-    def draft(self, requests: ArrayLike, gamma: ArrayLike, context: ArrayLike) -> NDArray[np.float64]:  # noqa: ARG002
+    def draft(self, requests: ArrayLike, gamma: ArrayLike, context: ArrayLike) -> NDArray[np.float64]:  # noqa: ARG002 (the protocol's signature)
         """Independent of the context, and one number as a function may return it."""
         self.asked.append("draft")
         return np.asarray(0.25 * np.asarray(gamma, dtype=np.float64) + 0.01 * np.asarray(requests, dtype=np.float64))
 
-    def idle(self, requests: ArrayLike, context: ArrayLike) -> NDArray[np.float64]:  # noqa: ARG002
+    def idle(self, requests: ArrayLike, context: ArrayLike) -> NDArray[np.float64]:  # noqa: ARG002 (the protocol's signature)
         """0.5 s and 1 us a token of context."""
         self.asked.append("idle")
         return np.asarray(0.5 + 1e-6 * np.asarray(context, dtype=np.float64))
@@ -96,7 +96,7 @@ class Broken(Stairs):
         super().__init__()
         self.seconds = seconds
 
-    def verify(self, rows: ArrayLike, requests: ArrayLike, context: ArrayLike) -> NDArray[np.float64]:  # noqa: ARG002
+    def verify(self, rows: ArrayLike, requests: ArrayLike, context: ArrayLike) -> NDArray[np.float64]:  # noqa: ARG002 (the protocol's signature)
         """That time."""
         return np.asarray(self.seconds)
 
