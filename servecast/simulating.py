@@ -21,12 +21,13 @@ from servecast.model.deployment import Deployment, divisibility_error
 from servecast.model.hardware import Gpu
 from servecast.model.llm import Llm
 from servecast.model.memory import MEMORY_RULES, memory_budget
+from servecast.model.request_rows import RequestRows
 from servecast.model.slo import Slo
 from servecast.model.workload import Trace
 from servecast.readers.deployments import serving_formats
 from servecast.validation.ensemble import Backend, Spread, member_seeds, resampled, run_ensemble, spread
 from servecast.validation.metrics import Summary, latencies, summary
-from servecast.validation.simulator import ROUTERS, EngineLimits, RequestRows, Router, simulate
+from servecast.validation.simulator import ROUTERS, EngineLimits, Router, simulate
 
 SCHEMA = "servecast.simulation/1"
 """Name and major version of the JSON that a simulation is printed as."""

@@ -28,11 +28,12 @@ from servecast.model.attainment import fleets, out_of_range, quantile, rate_wind
 from servecast.model.batch_steps import tabulated_steps
 from servecast.model.deployment import Deployment
 from servecast.model.memory import MEMORY_RULES, memory_budget
+from servecast.model.request_rows import RequestRows
 from servecast.model.service import ServiceCurves, service_curves
 from servecast.model.workload import LognormalLength, Trace
 from servecast.readers.catalogues import gpu, llm
 from servecast.validation.metrics import latencies, percentile
-from servecast.validation.simulator import EngineLimits, RequestRows, simulate
+from servecast.validation.simulator import EngineLimits, simulate
 
 FIGURES: tuple[tuple[str, float], ...] = (
     ("ttft", 50.0),

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from servecast.model.request_rows import RequestRows
 from servecast.model.slo import METRICS, Slo
-from servecast.validation.simulator import RequestRows
 
 Floats = NDArray[np.float64]
 

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from servecast.model.batch_steps import Chunk
+from servecast.model.request_rows import RequestRows
 from servecast.model.workload import Trace
 from servecast.validation.kv_blocks import KvBlocks
 
@@ -47,25 +47,6 @@ class EngineLimits:
     @property
     def blocks(self) -> int:
         return int(self.kv_tokens) // self.block_size
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestRows:
-    """Stamps of every request, in order of arrival; NaN where the engine refused it. [s]"""
-
-    arrival_s: NDArray[np.float64]
-    scheduled_s: NDArray[np.float64]
-    """First admitted to the running batch."""
-    first_token_s: NDArray[np.float64]
-    last_token_s: NDArray[np.float64]
-    n_in: NDArray[np.int64]
-    n_out: NDArray[np.int64]
-    replica: NDArray[np.int32]
-    preemptions: NDArray[np.int32]
-    cached_tokens: NDArray[np.int64]
-    """Prompt tokens found in the prefix cache when it was first admitted."""
-    refused: NDArray[np.bool_]
-    """Longer than the whole KV cache: an engine answers it with an error."""
 
 
 class RequestLog:

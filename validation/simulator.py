@@ -21,15 +21,15 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 
 from servecast.model.batch_steps import Chunk, GroupStepTimes, StepTimes, Work
+from servecast.model.request_rows import RequestRows
 from servecast.model.workload import Trace
-from servecast.validation.scheduler import EngineLimits, Prompt, RequestLog, RequestRows, Scheduler
+from servecast.validation.scheduler import EngineLimits, Prompt, RequestLog, Scheduler
 
 __all__ = [
     "ROUTERS",
     "Engine",
     "EngineLimits",
     "Lockstep",
-    "RequestRows",
     "Router",
     "check_routing",
     "serve",

@@ -26,10 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from servecast.model.batch_steps import Chunk
+from servecast.model.request_rows import RequestRows
 from servecast.model.workload import Trace
 from servecast.validation.acceptance_draws import LONGEST, AcceptanceDraws, Text
 from servecast.validation.draft_controllers import DraftController, RoundState
-from servecast.validation.scheduler import EngineLimits, Prompt, RequestLog, RequestRows, Scheduler
+from servecast.validation.scheduler import EngineLimits, Prompt, RequestLog, Scheduler
 from servecast.validation.simulator import Router, check_routing, serve
 from servecast.validation.speculative_steps import SpeculativeStepTimes
 

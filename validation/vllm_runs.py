@@ -31,12 +31,13 @@ from servecast.model.deployment import Deployment
 from servecast.model.llm import Llm
 from servecast.model.memory import MEMORY_RULES, memory_budget
 from servecast.model.operator_steps import OperatorSteps
+from servecast.model.request_rows import RequestRows
 from servecast.model.transient import transient
 from servecast.model.workload import Trace
 from servecast.readers.catalogues import gpu, llm
 from servecast.readers.operator_profiles import ProfiledRun, operator_tables, read_runs, read_summary, read_truth
 from servecast.validation.metrics import latencies, percentile
-from servecast.validation.simulator import EngineLimits, RequestRows, simulate
+from servecast.validation.simulator import EngineLimits, simulate
 
 Floats = NDArray[np.float64]
 

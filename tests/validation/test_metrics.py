@@ -8,9 +8,9 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
+from servecast.model.request_rows import RequestRows
 from servecast.model.slo import Slo
 from servecast.validation.metrics import holds, latencies, meets, percentile, summary
-from servecast.validation.simulator import RequestRows
 
 NAN = math.nan
 ROWS = RequestRows(  # hand: two ordinary requests, one of a single token, one refused

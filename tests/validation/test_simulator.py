@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from plain_simulator import plain_simulate
 
 from servecast.model.batch_steps import StepTimes, TabulatedSteps
+from servecast.model.request_rows import RequestRows
 from servecast.model.workload import Trace
-from servecast.validation.simulator import EngineLimits, RequestRows, Router, simulate
+from servecast.validation.simulator import EngineLimits, Router, simulate
 
 STEPS = AnalyticSteps(
     step_s=0.01, sequence_s=2e-4, cached_s=1e-7, prompt_s=0.004, token_s=5e-5, square_s=1e-9, first_token_s=0.003

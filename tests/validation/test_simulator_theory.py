@@ -16,8 +16,9 @@ from analytic_steps import AnalyticSteps
 from numpy.typing import NDArray
 
 from servecast.model.batch_steps import Chunk, StepTimes
+from servecast.model.request_rows import RequestRows
 from servecast.model.workload import Trace
-from servecast.validation.simulator import EngineLimits, RequestRows, simulate
+from servecast.validation.simulator import EngineLimits, simulate
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

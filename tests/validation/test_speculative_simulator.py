@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from plain_speculation import plain_speculation
 
 from servecast.model.batch_steps import Chunk
+from servecast.model.request_rows import RequestRows
 from servecast.model.speculation import TwoState, tokens_per_step
 from servecast.model.workload import Trace
 from servecast.validation.acceptance_draws import (
@@ -35,7 +36,7 @@ from servecast.validation.draft_controllers import (
     StaticLength,
     uniform,
 )
-from servecast.validation.simulator import EngineLimits, RequestRows, Router, simulate
+from servecast.validation.simulator import EngineLimits, Router, simulate
 from servecast.validation.speculative_simulator import SpeculativeRows, simulate_speculative
 
 PLAIN = AnalyticSteps(
