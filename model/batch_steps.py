@@ -64,6 +64,31 @@ class GroupStepTimes(StepTimes, Protocol):
         ...
 
 
+class ScaledSteps:
+    """Step times, each `factor` times as long: an end of their interval, or a machine at another pace."""
+
+    def __init__(self, steps: StepTimes, factor: float) -> None:
+        if not factor > 0.0:
+            raise ValueError(f"factor must be > 0, got {factor}")
+        self._steps, self._factor = steps, factor
+        self.first_token_s = steps.first_token_s
+
+    def decode(self, batch: int, cached: int) -> tuple[float, float, int]:
+        """See `StepTimes`."""
+        now, more, holds = self._steps.decode(batch, cached)
+        return now * self._factor, more * self._factor, holds
+
+    def mixed(self, chunks: Sequence[Chunk], finishing: int, batch: int, cached: int) -> float:
+        """See `StepTimes`."""
+        return self._steps.mixed(chunks, finishing, batch, cached) * self._factor
+
+    def lockstep(self, ranks: Sequence[Work]) -> float:
+        """See `GroupStepTimes`."""
+        if not isinstance(self._steps, GroupStepTimes):
+            raise ValueError("steps must know lockstep to serve attention replicas")
+        return self._steps.lockstep(ranks) * self._factor
+
+
 class TabulatedSteps:
     """Step times of one deployment from a profile (module docstring)."""
 

@@ -4,7 +4,8 @@ Queueing laws hold once arrivals and departures balance, after several stays. A 
 fills every place and drains again, never gets there. In between each running sequence is given tokens at the common
 pace of its batch, and virtual time v counts them: a request admitted at v with m tokens ends at v + m - 1, whoever
 comes and goes meanwhile (processor sharing in virtual time). An admission is one step that also holds the prompt,
-t_dec(B) + P. Requests wait in order of arrival for one of `cap` places.
+t_dec(B) + P, or several: whoever has come by the end of a step and has a place shares the next one, and all of them
+have their first token at its end. Requests wait in order of arrival for one of `cap` places.
 
 What is left out: the cache's growth within a run (steps are those of the mean context), prompts that share a step, and
 preemption. Against the simulator on four vLLM benchmark runs: mean TPOT within 3 %, 13 % too low where the cache was
@@ -43,7 +44,9 @@ def transient(
     first, last = [0.0] * len(arrival), [0.0] * len(arrival)
     ends: list[tuple[float, int]] = []
     now = virtual = 0.0
-    for number, at in enumerate(arrival):
+    number = 0
+    while number < len(arrival):
+        at = arrival[number]
         # tokens flow until this request is here and has a place
         while ends and (len(ends) >= cap or now < at):
             seconds = (ends[0][0] - virtual) * pace[len(ends)]
@@ -57,15 +60,21 @@ def transient(
             virtual, done = heappop(ends)
             last[done] = now
         now = max(now, at)
-        now += prompt[number] + pace[len(ends)]
+        # whoever is here by now and has a place shares the step, and has the first token at its end
+        group = [number]
+        while number + len(group) < len(arrival) and arrival[number + len(group)] <= now and len(ends) + len(group) < cap:
+            group.append(number + len(group))
+        now += sum(prompt[one] for one in group) + pace[len(ends)]
         virtual += bool(ends)
-        first[number] = now
-        if tokens[number] > 1.0:
-            heappush(ends, (virtual + tokens[number] - 1.0, number))
-        else:
-            last[number] = now
+        for one in group:
+            first[one] = now
+            if tokens[one] > 1.0:
+                heappush(ends, (virtual + tokens[one] - 1.0, one))
+            else:
+                last[one] = now
         while ends and ends[0][0] <= virtual:
             last[heappop(ends)[1]] = now
+        number += len(group)
     while ends:
         end, done = ends[0]
         now += (end - virtual) * pace[len(ends)]

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from servecast.model.batch_steps import Work
+from servecast.model.batch_steps import ScaledSteps, Work
 from servecast.model.deployment import Deployment
 from servecast.model.llm import Llm
 from servecast.model.memory import MEMORY_RULES, memory_budget
@@ -126,7 +126,7 @@ def predict_run(run: ProfiledRun, folder: Path, executor: str) -> dict[str, tupl
     execute = _simulated if executor == "simulator" else _closed_form
     band = STEP_BAND[executor]
     middle, low, high = (
-        _figures(execute(run, _Scaled(steps, factor), limits)) for factor in (1.0, 1.0 - band, 1.0 + band)
+        _figures(execute(run, ScaledSteps(steps, factor), limits)) for factor in (1.0, 1.0 - band, 1.0 + band)
     )
     missed = _pace(run, steps, limits)[min(limits.max_num_seqs, len(run.arrival_s)) - 1]
     return {
@@ -139,33 +139,15 @@ def predict_run(run: ProfiledRun, folder: Path, executor: str) -> dict[str, tupl
     }
 
 
-class _Scaled:
-    """Step times, each `factor` times as long."""
-
-    def __init__(self, steps: OperatorSteps, factor: float) -> None:
-        self._steps, self._factor = steps, factor
-        self.first_token_s = steps.first_token_s
-
-    def decode(self, batch: int, cached: int) -> tuple[float, float, int]:
-        now, more, holds = self._steps.decode(batch, cached)
-        return now * self._factor, more * self._factor, holds
-
-    def mixed(self, chunks: Sequence[tuple[int, int]], finishing: int, batch: int, cached: int) -> float:
-        return self._steps.mixed(chunks, finishing, batch, cached) * self._factor
-
-    def lockstep(self, ranks: Sequence[Work]) -> float:
-        return self._steps.lockstep(ranks) * self._factor
-
-
 def _trace(run: ProfiledRun) -> Trace:
     return Trace(name=run.name, t_s=run.arrival_s, n_in=run.n_in, n_out=run.n_out)
 
 
-def _simulated(run: ProfiledRun, steps: _Scaled, limits: EngineLimits) -> RequestRows:
+def _simulated(run: ProfiledRun, steps: ScaledSteps, limits: EngineLimits) -> RequestRows:
     return simulate(_trace(run), steps, limits, data_parallel=run.dp)
 
 
-def _closed_form(run: ProfiledRun, steps: _Scaled, limits: EngineLimits) -> RequestRows:
+def _closed_form(run: ProfiledRun, steps: ScaledSteps, limits: EngineLimits) -> RequestRows:
     """The fluid of `servecast.model.transient`; data-parallel replicas as one engine with their places together."""
     context = _mean_context(run)
     cap = max(min(limits.max_num_seqs, int(limits.kv_tokens / context)), 1) * run.dp
@@ -191,7 +173,7 @@ def _closed_form(run: ProfiledRun, steps: _Scaled, limits: EngineLimits) -> Requ
     )
 
 
-def _pace(run: ProfiledRun, steps: OperatorSteps | _Scaled, limits: EngineLimits) -> Floats:
+def _pace(run: ProfiledRun, steps: OperatorSteps | ScaledSteps, limits: EngineLimits) -> Floats:
     """Decode step with B = 1.. sequences on all replicas together, at the mean context. [s]"""
     context = _mean_context(run)
     pace = []

@@ -27,8 +27,8 @@ from pydantic import (
 )
 
 from servecast.cli.units import MAX_LIMIT, MAX_TOKENS, MAX_USD_PER_HOUR, parse_offer, parse_quantity, parse_slo
-from servecast.cli.yaml_edge import MAX_BYTES, load_yaml
 from servecast.model.slo import Slo
+from servecast.readers.yaml_edge import MAX_BYTES, load_yaml
 
 if TYPE_CHECKING:
     from servecast.model.hardware import Offer

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from servecast.cli.yaml_edge import MAX_BYTES, MAX_DEPTH, load_yaml
+from servecast.readers.yaml_edge import MAX_BYTES, MAX_DEPTH, load_yaml
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join(['*' + old] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)

@@ -1,0 +1,244 @@
+r"""Fit of an engine's step times to timed steps, with the machine's drift taken out.
+
+Samples come in rounds (blocks) that visit every point. A machine that runs slower for a while is slower for all points
+of a round, so each round has one factor, the median of its samples over the points' own medians; what is left is noise.
+Constants solve a non-negative least squares in relative error, with a weak pull of neighbouring slopes towards each
+other. Rival sets of knots are compared by error on left-out row counts, whole groups at a time: a set with more knots
+must foretell better what it has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from servecast.model.engine_steps import FURTHER, EngineSteps, StepWork, features
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+RIVALS: dict[str, tuple[float, ...]] = {
+    "line": (1.0,),
+    "one knee": (1.0, 16.0),
+    "two knees": (1.0, 8.0, 64.0),
+    "octaves": (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0),
+    "half octaves": (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0),
+}
+"""Sets of knots, by name; those beyond the largest measured rows are dropped."""
+PULL_ROWS = 0.2
+"""Neighbouring slopes that differ by d s count as a residual of so many rows' worth of d, of a median step."""
+CLEARLY = 0.97
+"""A richer set replaces a plainer one where its error on left-out points is below this share of the plainer one's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSamples:
+    """Timed steps; arrays over samples."""
+
+    rows: Floats
+    sequences: Floats
+    cached: Floats
+    pairs: Floats
+    chunks: Floats
+    draft_passes: Floats
+    draft_rows: Floats
+    block: Integers
+    seconds: Floats
+
+    @property
+    def work(self) -> StepWork:
+        return StepWork(**{name: getattr(self, name) for name in StepWork.__dataclass_fields__})
+
+    def points(self) -> Integers:
+        """Number of the operating point of each sample."""
+        columns = np.column_stack([getattr(self, name) for name in StepWork.__dataclass_fields__])
+        return np.unique(columns, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointMedians:
+    """One row per operating point: the median over rounds with the rounds' own pace taken out."""
+
+    work: StepWork
+    seconds: Floats
+    cv: Floats
+    """Scatter of a point's samples after the rounds' pace; NaN with fewer than three. [-]"""
+    block_factor: Floats
+    """Pace of every round over the median one. [-]"""
+    count: Integers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepsFit:
+    """The chosen form, its rivals, and what they leave."""
+
+    steps: EngineSteps
+    form: str
+    held_out: dict[str, float]
+    """Mean absolute percentage error of each rival on left-out row counts, as a share. [-]"""
+    standard_errors: dict[str, float]
+    """By constant. [s]"""
+    log_residuals: Floats
+    """log(measured / fitted) of every point. [-]"""
+    medians: PointMedians
+    noise_cv: float
+    """Median scatter of a point within the run. [-]"""
+    drift_cv: float
+    """Scatter of the rounds' pace. [-]"""
+
+
+def point_medians(samples: StepSamples) -> PointMedians:
+    """Medians by point, after each round's samples are divided by its pace."""
+    if not samples.seconds.size:
+        raise ValueError("samples must hold at least 1 timed step, got 0")
+    if not (np.isfinite(samples.seconds).all() and (samples.seconds > 0.0).all()):
+        raise ValueError("seconds of every sample must be finite and > 0")
+    point = samples.points()
+    count = int(point.max()) + 1
+    middle = np.array([np.median(samples.seconds[point == one]) for one in range(count)])
+    blocks, block = np.unique(samples.block, return_inverse=True)
+    ratio = samples.seconds / middle[point]
+    factor = np.array([np.median(ratio[block == one]) for one in range(len(blocks))])
+    level = samples.seconds / factor[block]
+    first = np.array([int(np.argmax(point == one)) for one in range(count)])
+    groups = [level[point == one] for one in range(count)]
+    return PointMedians(
+        work=StepWork(**{name: getattr(samples, name)[first] for name in StepWork.__dataclass_fields__}),
+        seconds=np.array([np.median(one) for one in groups]),
+        cv=np.array([_robust_cv(one) for one in groups]),
+        block_factor=factor,
+        count=np.array([one.size for one in groups], dtype=np.int64),
+    )
+
+
+def _robust_cv(values: Floats) -> float:
+    """1.4826 times the median absolute deviation over the median; one interrupted step in ten does not count."""
+    if values.size < 3:
+        return float("nan")
+    middle = float(np.median(values))
+    return 1.4826 * float(np.median(np.abs(values - middle))) / middle
+
+
+def fit_steps(samples: StepSamples, *, first_token_s: float = 0.0) -> StepsFit:
+    """Constants of `servecast.model.engine_steps` from timed steps.
+
+    Raises
+    ------
+    ValueError : fewer than 6 operating points or than 3 row counts.
+    """
+    medians = point_medians(samples)
+    rows = np.asarray(medians.work.rows, dtype=np.float64)
+    if rows.size < 6 or np.unique(rows).size < 3:
+        raise ValueError(
+            f"samples must have 6 operating points and 3 row counts at least, got {rows.size} and "
+            f"{np.unique(rows).size}"
+        )
+    sets = {name: _within(knots, float(rows.max())) for name, knots in RIVALS.items()}
+    errors = {name: _held_out(knots, medians) for name, knots in sets.items()}
+    scores = {name: float(np.nanmean(np.abs(np.expm1(error)))) for name, error in errors.items()}
+    form = _chosen(scores)
+    knots = sets[form]
+    theta, covariance = _solve(knots, medians)
+    fitted = features(knots, medians.work) @ theta
+    steps = EngineSteps(
+        knots=knots,
+        base_s=theta[0],
+        row_s=tuple(float(one) for one in theta[1 : 1 + len(knots)]),
+        **{name: float(theta[1 + len(knots) + i]) for i, name in enumerate(FURTHER)},
+        first_token_s=first_token_s,
+        covariance=covariance,
+        log_sd=float(np.sqrt(np.nanmean(errors[form] ** 2))),
+        log_scale_sd=_scale_sd(medians.block_factor),
+        ranges=(
+            ("rows", float(rows.min()), float(rows.max())),
+            ("sequences", float(np.min(medians.work.sequences)), float(np.max(medians.work.sequences))),
+        ),
+    )
+    return StepsFit(
+        steps=steps,
+        form=form,
+        held_out=scores,
+        standard_errors=dict(zip(constant_names(knots), np.sqrt(np.diag(covariance)).tolist(), strict=True)),
+        log_residuals=np.log(medians.seconds / fitted),
+        medians=medians,
+        noise_cv=float(np.nanmedian(medians.cv)) if np.isfinite(medians.cv).any() else float("nan"),
+        drift_cv=float(np.std(np.log(medians.block_factor))),
+    )
+
+
+def constant_names(knots: Sequence[float]) -> list[str]:
+    """Names of the constants in the order of `features`."""
+    return ["base_s", *(f"row_s[{knot:g}]" for knot in knots), *FURTHER]
+
+
+def _within(knots: tuple[float, ...], most: float) -> tuple[float, ...]:
+    return tuple(knot for knot in knots if knot < most) or knots[:1]
+
+
+def _chosen(scores: dict[str, float]) -> str:
+    """The plainest set that no richer one beats clearly; rivals are listed by rising number of knots."""
+    best = next(iter(scores))
+    for name, score in scores.items():
+        if score < CLEARLY * scores[best]:
+            best = name
+    return best
+
+
+def _held_out(knots: tuple[float, ...], medians: PointMedians) -> Floats:
+    """log(measured / predicted) by a fit without the points of the same row count; NaN at the fewest and the most rows,
+    where nothing on one side is left to go by."""
+    rows = np.asarray(medians.work.rows, dtype=np.float64)
+    x = features(knots, medians.work)
+    inner = np.unique(rows)[1:-1]
+    error = np.full(rows.size, np.nan)
+    for one in inner:
+        out = rows == one
+        theta, _ = _solve_rows(knots, x[~out], medians.seconds[~out])
+        error[out] = np.log(medians.seconds[out] / (x[out] @ theta))
+    return error
+
+
+def _solve(knots: tuple[float, ...], medians: PointMedians) -> tuple[Floats, Floats]:
+    return _solve_rows(knots, features(knots, medians.work), medians.seconds)
+
+
+def _solve_rows(knots: tuple[float, ...], x: Floats, seconds: Floats) -> tuple[Floats, Floats]:
+    """Constants and covariance: relative errors, robust weights, neighbouring slopes pulled together."""
+    from scipy.optimize import nnls
+
+    weight = np.ones(seconds.size)
+    scale = np.maximum(np.abs(x).max(axis=0), 1e-12)
+    pull = _pull(knots, x.shape[1]) / float(np.median(seconds))
+    theta = np.zeros(x.shape[1])
+    for _ in range(6):
+        a = np.vstack([x * (weight / seconds)[:, np.newaxis], pull])
+        theta = nnls(a / scale, np.concatenate([weight, np.zeros(len(pull))]))[0] / scale
+        residual = 1.0 - (x @ theta) / seconds
+        spread = max(1.4826 * float(np.median(np.abs(residual))), 1e-4)
+        # Huber's weights at two robust standard deviations: a point that was disturbed keeps its place, not its pull
+        weight = np.sqrt(np.minimum(1.0, 2.0 * spread / np.maximum(np.abs(residual), 1e-12)))
+    residual = weight * (1.0 - (x @ theta) / seconds)
+    free = theta > 0.0
+    degrees = max(seconds.size - int(free.sum()), 1)
+    a = np.vstack([x * (weight / seconds)[:, np.newaxis], pull])
+    normal = a[:, free].T @ a[:, free]
+    covariance = np.zeros((theta.size, theta.size))
+    covariance[np.ix_(free, free)] = np.linalg.pinv(normal) * float(residual @ residual) / degrees
+    return theta, covariance
+
+
+def _pull(knots: tuple[float, ...], width: int) -> Floats:
+    """Rows that draw the slopes of neighbouring segments together. [rows of tokens]"""
+    count = len(knots)
+    rows = np.zeros((max(count - 1, 0), width))
+    for i in range(count - 1):
+        rows[i, 1 + i], rows[i, 2 + i] = -PULL_ROWS, PULL_ROWS
+    return rows
+
+
+def _scale_sd(factor: Floats) -> float:
+    """How far another run's pace may lie from this one's: the rounds' own scatter, at most, goes with a whole run."""
+    return float(np.std(np.log(factor), ddof=1)) if factor.size > 1 else 0.0

@@ -1,0 +1,195 @@
+"""The validation query: a scenario run live, in closed form and in the simulator; errors beside their budgets."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from servecast.validation.comparing import compare, not_reached
+from servecast.validation.live_facts import LiveFacts
+from servecast.validation.scenario import Scenario, parse_scenario, shipped_scenarios, shipped_text
+from servecast.validation.validated import Validated
+from servecast.validation.verdicts import Comparison
+
+SCHEMA = "servecast.validation/1"
+"""Name and major version of the JSON that a validation is printed as."""
+VLLM_PYTHON = "SERVECAST_VLLM_PYTHON"
+"""Environment variable: the interpreter of an environment that has vLLM."""
+Report = Callable[[str, int, int], None]
+
+
+def load_scenario(name_or_path: str) -> tuple[Scenario, Path]:
+    """A shipped scenario by name, or a YAML file, and the folder that its paths start from.
+
+    Raises
+    ------
+    ValueError, OSError : no such scenario, or not one; one line.
+    """
+    from servecast.readers.yaml_edge import MAX_BYTES, load_yaml
+
+    if name_or_path in shipped_scenarios():
+        return parse_scenario(load_yaml(shipped_text(name_or_path), name=name_or_path), name=name_or_path), Path()
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise ValueError(f"scenario must be a file or one of {', '.join(shipped_scenarios())}, got {name_or_path!r}")
+    with path.open("rb") as file:
+        raw = file.read(MAX_BYTES + 1)
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: must be UTF-8 text") from None
+    return parse_scenario(load_yaml(text, name=str(path)), name=str(path)), path.parent
+
+
+def validate(
+    scenario: Scenario,
+    *,
+    folder: Path = Path(),
+    device: str = "cpu",
+    vllm_python: str | None = None,
+    progress: Report | None = None,
+) -> Validated:
+    """Run a scenario and compare.
+
+    Parameters
+    ----------
+    folder : that relative paths of the scenario start from.
+    device : of the PyTorch engine, ``cpu`` or ``cuda``.
+    vllm_python : interpreter of the vLLM environment; None: what SERVECAST_VLLM_PYTHON names.
+    progress : called with (what, done, total).
+
+    Raises
+    ------
+    ValueError : something that the scenario needs is not there.
+    """
+    begun = time.perf_counter()
+    facts, more = _live(scenario, folder, device, vllm_python or os.environ.get(VLLM_PYTHON), progress)
+    return Validated(
+        scenario=scenario,
+        facts=facts,
+        comparisons=(*compare(scenario, facts), *more),
+        missing=tuple(not_reached(scenario, facts)),
+        wall_s=time.perf_counter() - begun,
+    )
+
+
+def _live(
+    scenario: Scenario, folder: Path, device: str, vllm_python: str | None, progress: Report | None
+) -> tuple[LiveFacts, list[Comparison]]:
+    kind = scenario.engine.kind
+    if kind == "torch":
+        _require_torch()
+        from servecast.validation.torch_live import run_torch
+
+        return run_torch(scenario, device=device, progress=progress), []
+    if kind == "vllm":
+        _require_torch()
+        if not vllm_python:
+            raise ValueError(
+                f"an engine of kind vllm needs the interpreter of an environment that has vLLM: --vllm-python, or "
+                f"{VLLM_PYTHON} (make live-vllm builds one)"
+            )
+        from servecast.validation.vllm_live import run_vllm
+
+        return run_vllm(scenario, python=vllm_python, progress=progress), []
+    from servecast.served_runs import run_results, run_server
+
+    return run_results(scenario, folder) if kind == "results" else run_server(scenario, progress=progress)
+
+
+def _require_torch() -> None:
+    from importlib.util import find_spec
+
+    for name in ("torch", "safetensors", "tokenizers"):
+        if find_spec(name) is None:
+            raise ValueError(f"this scenario needs {name}: pip install 'servecast[live]'")
+
+
+def result_document(found: Validated) -> dict[str, Any]:
+    """The documented JSON object (docs/json.md); errors as shares unless the unit says otherwise."""
+    facts = found.facts
+    return {
+        "schema": SCHEMA,
+        "scenario": found.scenario.name,
+        "verdict": found.verdict.value,
+        "engine": facts.engine,
+        "fit": None if facts.fit is None else _fit(facts),
+        "comparisons": [_row(one) for one in found.comparisons],
+        "loads": [
+            {
+                "case": run.case,
+                "seed": run.seed,
+                "utilisation": run.utilisation,
+                "busy_share": run.busy_share,
+                "requests": len(run.trace.t_s),
+                "failed": int(run.rows.refused.sum()),
+                "pace_before": run.pace_before,
+                "pace_after": run.pace_after,
+                "notes": list(run.notes),
+            }
+            for run in facts.loads
+        ],
+        "missing": list(found.missing),
+        "stopped": facts.stopped,
+        "notes": list(facts.notes),
+        "wall_s": found.wall_s,
+    }
+
+
+def _fit(facts: LiveFacts) -> dict[str, Any] | None:
+    fit = facts.fit
+    if fit is None:
+        return None
+    from servecast.calibration.fits.engine_steps import constant_names
+
+    return {
+        "form": fit.form,
+        "held_out_error": fit.held_out,
+        "constants_s": dict(zip(constant_names(fit.steps.knots), fit.steps.constants.tolist(), strict=True)),
+        "standard_errors_s": fit.standard_errors,
+        "points": int(fit.medians.seconds.size),
+        "noise_cv": fit.noise_cv,
+        "drift_cv": fit.drift_cv,
+    }
+
+
+def _row(one: Comparison) -> dict[str, Any]:
+    names = (
+        "part",
+        "group",
+        "metric",
+        "unit",
+        "executor",
+        "predicted",
+        "lo",
+        "hi",
+        "measured",
+        "measured_lo",
+        "measured_hi",
+        "error",
+        "baseline",
+        "budget",
+        "noise",
+        "noise_limit",
+    )
+    return {**{name: getattr(one, name) for name in names}, "verdict": one.verdict.value}
+
+
+def samples_table(found: Validated) -> dict[str, Any]:
+    """One row per request of every load, as `servecast simulate --out` writes them."""
+    import numpy as np
+
+    from servecast.simulating import rows_table
+
+    tables = [
+        {
+            "case": np.full(run.rows.arrival_s.size, run.case),
+            "seed": np.full(run.rows.arrival_s.size, run.seed),
+            **rows_table(run.rows),
+        }
+        for run in found.facts.loads
+    ]
+    return {name: np.concatenate([one[name] for one in tables]) for name in tables[0]} if tables else {}

@@ -1,0 +1,116 @@
+"""Fit of step times. Truth: samples of known constants with known noise and drift; seeds fixed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from servecast.calibration.fits.engine_steps import RIVALS, StepSamples, constant_names, fit_steps, point_medians
+from servecast.model.engine_steps import EngineSteps, StepWork, decode_work, with_chunk
+
+TRUTH = EngineSteps(
+    knots=(1.0, 8.0, 64.0),
+    base_s=0.012,
+    row_s=(0.0006, 0.0003, 0.0009),
+    sequence_s=0.0001,
+    cached_token_s=1e-6,
+    pair_s=0.0,
+    draft_pass_s=0.0006,
+    draft_row_s=5e-5,
+)
+
+
+def _works() -> list[StepWork]:
+    works = [decode_work(b, c) for b in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32) for c in (64, 512)]
+    works += [decode_work(b, 128, k, armed=True) for b in (1, 4, 8, 16, 32) for k in (0, 1, 2, 3, 5)]
+    works += [with_chunk(StepWork(rows=0.0), 0, n) for n in (16, 48, 96, 128, 192, 256)]
+    return works
+
+
+def _samples(*, noise: float, drift: float, blocks: int, seed: int, works: list[StepWork] | None = None) -> StepSamples:
+    rng = np.random.default_rng(seed)
+    works = works or _works()
+    pace = np.exp(drift * rng.standard_normal(blocks))
+    rows = [(work, block) for block in range(blocks) for work in works]
+    seconds = [float(TRUTH.seconds(work)) * pace[block] * np.exp(noise * rng.standard_normal()) for work, block in rows]
+    columns = {name: np.array([float(getattr(w, name)) for w, _ in rows]) for name in StepWork.__dataclass_fields__}
+    return StepSamples(**columns, block=np.array([block for _, block in rows]), seconds=np.array(seconds))
+
+
+def test_exact_samples_give_the_constants_back() -> None:
+    """The pull between slopes moves them a little: 2 %."""
+    fit = fit_steps(_samples(noise=0.0, drift=0.0, blocks=2, seed=1))
+    new = [decode_work(b, c, k, armed=True) for b in (5, 10, 20, 28) for c in (100, 300) for k in (0, 2, 4)]
+    for work in new:
+        assert float(fit.steps.seconds(work)) == pytest.approx(float(TRUTH.seconds(work)), rel=0.03)
+    assert fit.steps.base_s == pytest.approx(TRUTH.base_s, rel=0.02)
+
+
+def test_a_rounds_pace_is_taken_out() -> None:
+    """Drift of 20 % between rounds, scatter of 1 %: what is left of a point is the scatter."""
+    samples = _samples(noise=0.01, drift=0.2, blocks=9, seed=2)
+    medians = point_medians(samples)
+    assert float(np.median(medians.cv)) == pytest.approx(0.01, rel=0.4)
+    assert float(np.std(np.log(medians.block_factor))) > 0.1
+
+
+def test_one_disturbed_point_does_not_bend_the_others() -> None:
+    samples = _samples(noise=0.01, drift=0.0, blocks=5, seed=3)
+    seconds = samples.seconds.copy()
+    hit = (samples.rows == 12) & (samples.cached == 12 * 64)
+    seconds[hit] *= 3.0
+    bent = StepSamples(
+        **{name: getattr(samples, name) for name in StepSamples.__slots__ if name != "seconds"}, seconds=seconds
+    )
+    work = decode_work(20, 200)
+    assert float(fit_steps(bent).steps.seconds(work)) == pytest.approx(float(TRUTH.seconds(work)), rel=0.04)
+
+
+def test_plain_data_choose_a_plain_form_and_knees_a_form_with_knees() -> None:
+    assert fit_steps(_samples(noise=0.01, drift=0.02, blocks=6, seed=4)).form != "line"
+    line = EngineSteps(knots=(1.0,), base_s=0.02, row_s=(0.001,))
+    samples = _samples(noise=0.0, drift=0.0, blocks=1, seed=5)
+    rng = np.random.default_rng(6)
+    seconds = line.seconds(samples.work) * np.exp(0.01 * rng.standard_normal(samples.rows.size))
+    plain = StepSamples(
+        **{name: getattr(samples, name) for name in StepSamples.__slots__ if name != "seconds"}, seconds=seconds
+    )
+    assert fit_steps(plain).form == "line"
+
+
+def test_intervals_cover_the_truth() -> None:
+    """90 % intervals of new points over 30 drawn calibrations, within 4 standard errors; too wide passes."""
+    work = [decode_work(b, 200, k, armed=True) for b in (5, 20) for k in (0, 3)]
+    inside = []
+    for seed in range(30):
+        fit = fit_steps(_samples(noise=0.03, drift=0.03, blocks=4, seed=100 + seed))
+        for one in work:
+            found = fit.steps.predict(one)
+            inside.append(found.lo <= float(TRUTH.seconds(one)) <= found.hi)
+    assert np.mean(inside) > 0.9 - 4.0 * np.sqrt(0.09 / len(inside))
+
+
+def test_every_second_k_times_as_long_is_every_constant_k_times_as_large() -> None:
+    samples = _samples(noise=0.02, drift=0.02, blocks=3, seed=7)
+    slow = StepSamples(
+        **{name: getattr(samples, name) for name in StepSamples.__slots__ if name != "seconds"},
+        seconds=7.0 * samples.seconds,
+    )
+    one, other = fit_steps(samples), fit_steps(slow)
+    assert one.form == other.form
+    np.testing.assert_allclose(other.steps.constants, 7.0 * one.steps.constants, rtol=1e-6, atol=1e-12)
+
+
+def test_names_follow_the_features() -> None:
+    fit = fit_steps(_samples(noise=0.01, drift=0.0, blocks=3, seed=8))
+    assert list(fit.standard_errors) == constant_names(fit.steps.knots)
+    assert set(fit.held_out) == set(RIVALS)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_too_few_points_are_refused(count: int) -> None:
+    samples = _samples(noise=0.0, drift=0.0, blocks=1, seed=9, works=_works()[:count] or _works()[:1])
+    if not count:
+        samples = StepSamples(**{name: getattr(samples, name)[:0] for name in StepSamples.__slots__})
+    with pytest.raises(ValueError, match="samples must"):
+        fit_steps(samples)

@@ -1,0 +1,129 @@
+"""Comparisons of a made-up run whose truth is known (live_samples)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from live_samples import LIMITS, TRUTH, live_run, scenario
+
+from servecast.model.workload import Trace
+from servecast.validation.comparing import compare, not_reached
+from servecast.validation.draft_choice import AcceptanceCount, measured_goodput, regrets
+from servecast.validation.executors import capacity_rps, closed_form, figures, simulated
+from servecast.validation.verdicts import Comparison, Verdict, overall
+
+
+def _of(comparisons: list[Comparison], part: str, metric: str = "", executor: str = "") -> list[Comparison]:
+    return [
+        one
+        for one in comparisons
+        if one.part.startswith(part) and metric in one.metric and executor in ("", one.executor)
+    ]
+
+
+def test_an_engine_that_is_as_calibrated_is_within_every_budget() -> None:
+    found = compare(scenario(), live_run())
+    judged = [one for one in found if one.executor == "simulator" or not one.part.startswith("load")]
+    assert overall(judged) is Verdict.WITHIN
+    assert not not_reached(scenario(), live_run())
+    (steps,) = _of(found, "decode steps", "mean absolute")
+    assert 0.0 <= steps.error < 0.02
+    assert steps.baseline is not None
+    assert steps.baseline > steps.error
+
+
+def test_an_engine_that_is_slower_than_calibrated_is_found_out() -> None:
+    """Steps 1.5 times as long: predicted / measured - 1 = -1/3."""
+    found = compare(scenario(), live_run(factor=1.5))
+    (steps,) = _of(found, "decode steps", "mean absolute")
+    assert steps.error == pytest.approx(1.0 / 3.0, rel=0.05)
+    assert steps.verdict is Verdict.BROKEN
+    (tpot,) = _of(found, "load light", "tpot mean", "simulator")
+    assert tpot.error < -0.3
+    assert overall(found) is Verdict.BROKEN
+
+
+def test_noise_takes_a_verdict_away_and_gives_none() -> None:
+    noisy = compare(scenario(), live_run(noise=0.12))
+    assert {one.verdict for one in _of(noisy, "decode steps", "mean absolute")} == {Verdict.NOT_JUDGED}
+    unsteady = compare(scenario(), live_run(pace_after=1.4))
+    assert {one.verdict for one in _of(unsteady, "load") if one.budget is not None} == {Verdict.NOT_JUDGED}
+    assert overall(unsteady) is Verdict.NOT_JUDGED
+
+
+def test_acceptance_by_hand() -> None:
+    """Calibrated survivals 0.7^j at length 5; length 2 measured 1 + 0.7 + 0.49 = 2.19, to a round in a thousand."""
+    found = _of(compare(scenario(), live_run()), "acceptance", "at 2")
+    assert found[0].measured == pytest.approx(2.19, abs=0.002)
+    assert abs(found[0].error) < 0.1
+
+
+def test_standard_error_of_a_mean_length_by_hand() -> None:
+    """Half of 100 rounds keep their one draft: N is 1 or 2, variance 1/4, error 0.05."""
+    count = AcceptanceCount(draft_length=1, rounds=100, survived=(50,))
+    assert count.mean_acceptance_length == 1.5
+    assert count.standard_error == pytest.approx(0.05, rel=1e-12)
+    assert math.isnan(AcceptanceCount(draft_length=1, rounds=0, survived=(0,)).mean_acceptance_length)
+
+
+def test_regret_by_hand() -> None:
+    """2 sequences; 1 token in 10 ms, 2 in 16 ms: 200 and 250 tokens/s; length 0 loses a fifth."""
+    goodput = measured_goodput(np.array([[0.010, 0.016]]), [2], np.array([1.0, 2.0]))
+    assert goodput.tolist() == [[200.0, 250.0]]
+    np.testing.assert_allclose(regrets(goodput, np.array([0])), [0.2], rtol=1e-12)
+    np.testing.assert_allclose(regrets(goodput, np.array([1])), [0.0], atol=1e-15)
+
+
+def test_one_request_alone_by_hand() -> None:
+    """Prompt of 32: 10 + 31 x 0.5 ms; then 3 steps of one row with 32, 33, 34 cached."""
+    trace = Trace(name="t", t_s=np.zeros(1), n_in=np.array([32]), n_out=np.array([4]))
+    rows = simulated(trace, TRUTH, LIMITS)
+    assert figures(rows)["ttft_mean_s"] == pytest.approx(0.010 + 31 * 0.0005, rel=1e-9)
+    assert figures(rows)["tpot_mean_s"] == pytest.approx(0.010 + 1e-7 * 33.0, rel=1e-6)
+    fluid = figures(closed_form(trace, TRUTH, LIMITS))
+    assert fluid["tpot_mean_s"] == pytest.approx(0.010, rel=0.01)
+
+
+def test_capacity_is_what_a_full_engine_completes() -> None:
+    """The simulator with all requests at once, long enough to be full most of the time."""
+    count = 1500
+    trace = Trace(name="t", t_s=np.zeros(count), n_in=np.full(count, 64), n_out=np.full(count, 32))
+    rows = simulated(trace, TRUTH, LIMITS)
+    expected = capacity_rps(TRUTH, LIMITS, np.array([64.0]), np.array([32.0]))
+    assert count / float(rows.last_token_s.max()) == pytest.approx(expected, rel=0.06)
+
+
+def test_a_run_that_ended_early_is_compared_as_far_as_it_came() -> None:
+    facts = live_run()
+    facts.loads = facts.loads[:3]
+    facts.acceptance_validated = []
+    facts.stopped = "interrupted"
+    found = compare(scenario(), facts)
+    assert _of(found, "decode steps")
+    assert not _of(found, "draft length")
+    assert not_reached(scenario(), facts) == ["5 of 8 loads", "acceptance and draft lengths"]
+
+
+def test_exact_facts() -> None:
+    plan = scenario("vllm-cpu")
+    facts = live_run()
+    facts.kv_blocks = [("one", 1365.0, 1365.0), ("two", 1260.0, 1261.0)]
+    facts.table, facts.table_seen = {1: 3, 8: 1, 32: 0}, {1: 3.0, 8: 2.0}
+    by_metric = {one.metric: one.verdict for one in compare(plan, facts) if one.executor == "policy"}
+    assert by_metric == {
+        "one": Verdict.WITHIN,
+        "two": Verdict.BROKEN,
+        "draft tokens per draft at batch 1": Verdict.WITHIN,
+        "draft tokens per draft at batch 8": Verdict.BROKEN,
+        "draft tokens per draft at batch 32": Verdict.NOT_JUDGED,
+    }
+
+
+def test_nothing_judged_is_no_pass() -> None:
+    assert overall([]) is Verdict.NOT_JUDGED
+    (one, *_) = _of(compare(scenario(), live_run()), "decode steps", "mean absolute")
+    assert overall([replace(one, budget=None)]) is Verdict.NOT_JUDGED
+    assert replace(one, error=math.nan).verdict is Verdict.NOT_JUDGED

@@ -1,0 +1,377 @@
+"""From what a live run showed to comparisons: the model's figure, the measured one, the naive one, the noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from servecast.calibration.fits.engine_steps import PointMedians, StepSamples, StepsFit, point_medians
+from servecast.model.acceptance import AcceptanceCurve
+from servecast.model.batch_steps import ScaledSteps
+from servecast.model.engine_steps import EngineSteps
+from servecast.model.prediction import Z90
+from servecast.validation.draft_choice import acceptance_curve, chosen_lengths, measured_goodput, regrets
+from servecast.validation.executors import EXECUTORS, FIGURES, baseline_steps, figures, predicted_figures
+from servecast.validation.live_facts import LiveFacts, LoadRun
+from servecast.validation.scenario import Scenario, Speculation
+from servecast.validation.verdicts import Comparison
+
+Floats = NDArray[np.float64]
+
+NAN = float("nan")
+
+
+def compare(scenario: Scenario, facts: LiveFacts) -> list[Comparison]:
+    """Every figure of the scenario that the run gives an answer to."""
+    found: list[Comparison] = []
+    if facts.fit is not None:
+        if facts.validated is not None:
+            found += _steps(scenario, facts, facts.fit, facts.validated, "decode steps")
+        if facts.drafted is not None:
+            found += _steps(scenario, facts, facts.fit, facts.drafted, "speculative steps")
+    found += _loads(scenario, facts)
+    if scenario.speculation is not None and facts.acceptance_calibrated:
+        curve = acceptance_curve(facts.acceptance_calibrated, max(scenario.speculation.lengths))
+        found += _acceptance(scenario, facts, curve)
+        if facts.fit is not None and facts.compared is not None and facts.acceptance_validated:
+            found += _draft_lengths(scenario, scenario.speculation, facts, curve)
+    return found + _kv_blocks(scenario, facts) + _table(scenario, facts)
+
+
+def not_reached(scenario: Scenario, facts: LiveFacts) -> list[str]:
+    """Parts of the scenario that the run did not come to, in words."""
+    missing = []
+    if (scenario.steps or scenario.speculation) and scenario.engine.kind in ("torch", "vllm") and facts.fit is None:
+        missing.append("steps")
+    if scenario.loads is not None:
+        due = len(scenario.loads.cases) * len(scenario.loads.seeds)
+        if len(facts.loads) < due:
+            missing.append(f"{due - len(facts.loads)} of {due} loads")
+    if scenario.speculation is not None and not facts.acceptance_validated:
+        missing.append("acceptance and draft lengths")
+    return missing
+
+
+# ---- single steps ----------------------------------------------------------------------------------------
+
+
+def _steps(scenario: Scenario, facts: LiveFacts, fit: StepsFit, samples: StepSamples, part: str) -> list[Comparison]:
+    """One figure over all points, and one for every point."""
+    medians = point_medians(samples)
+    predicted = fit.steps.seconds(medians.work)
+    error = predicted / medians.seconds - 1.0
+    noise = _median_cv(medians)
+    naive = None
+    if facts.size is not None:
+        line = _naive(fit.steps, facts)
+        naive = float(np.mean(np.abs(line.seconds(medians.work) / medians.seconds - 1.0)))
+    budget = scenario.budgets.decode_step_mape if part == "decode steps" else scenario.budgets.speculative_step_mape
+    mape = float(np.mean(np.abs(error)))
+    overall = Comparison(
+        part=part,
+        metric="step time, mean absolute error",
+        unit="share",
+        executor="fit",
+        predicted=NAN,
+        lo=NAN,
+        hi=NAN,
+        measured=NAN,
+        measured_lo=NAN,
+        measured_hi=NAN,
+        error=mape,
+        baseline=naive,
+        budget=budget,
+        noise=noise,
+        noise_limit=scenario.noise.step_cv,
+    )
+    return [overall, *(_point(fit.steps, medians, i, part) for i in range(medians.seconds.size))]
+
+
+def _point(steps: EngineSteps, medians: PointMedians, i: int, part: str) -> Comparison:
+    work = replace(
+        medians.work, **{name: float(np.asarray(getattr(medians.work, name))[i]) for name in _fields(medians)}
+    )
+    found = steps.predict(work)
+    measured, cv = float(medians.seconds[i]), float(medians.cv[i])
+    passes = float(np.asarray(work.draft_passes))
+    batch = float(np.asarray(work.sequences))
+    gamma = float(np.asarray(work.rows)) / batch - 1.0 if batch else 0.0
+    context = float(np.asarray(work.cached)) / batch if batch else 0.0
+    drafts = f", draft length {gamma:g}" if passes or gamma else ""
+    return Comparison(
+        part=part,
+        metric=f"batch {batch:g}, context {context:g}{drafts}",
+        unit="s",
+        executor="fit",
+        predicted=found.value,
+        lo=found.lo,
+        hi=found.hi,
+        measured=measured,
+        measured_lo=measured * (1.0 - Z90 * cv),
+        measured_hi=measured * (1.0 + Z90 * cv),
+        error=found.value / measured - 1.0,
+        baseline=None,
+        budget=None,
+        noise=cv,
+        group=part,
+    )
+
+
+def _fields(medians: PointMedians) -> tuple[str, ...]:
+    return tuple(medians.work.__dataclass_fields__)
+
+
+def _median_cv(medians: PointMedians) -> float:
+    return float(np.nanmedian(medians.cv)) if np.isfinite(medians.cv).any() else NAN
+
+
+def _naive(steps: EngineSteps, facts: LiveFacts) -> EngineSteps:
+    if facts.size is None:
+        return steps
+    size = facts.size
+    return baseline_steps(
+        steps, weight_bytes=size.weight_bytes, params=size.params, bandwidth=size.bandwidth, flops=size.flops
+    )
+
+
+# ---- loads -----------------------------------------------------------------------------------------------
+
+
+def _loads(scenario: Scenario, facts: LiveFacts) -> list[Comparison]:
+    fit = facts.serving_fit or facts.fit
+    if fit is None or facts.limits is None:
+        return []
+    found: list[Comparison] = []
+    for case in dict.fromkeys(run.case for run in facts.loads):
+        runs = [run for run in facts.loads if run.case == case]
+        for executor in EXECUTORS:
+            found += _case(scenario, facts, fit, runs, executor)
+    return found
+
+
+def _case(
+    scenario: Scenario, facts: LiveFacts, fit: StepsFit, runs: Sequence[LoadRun], executor: str
+) -> list[Comparison]:
+    """Means over seeds of the same figure, predicted and measured; each seed by its own requests and pace."""
+    if facts.limits is None:
+        return []
+    steps, limits = fit.steps, facts.limits
+    # the pace was probed around each run: what is left of its uncertainty is the form's, and the change over the run
+    spread = [float(np.hypot(steps.log_sd, run.pace_change / 2.0)) for run in runs]
+    predicted = [
+        predicted_figures(executor, run.trace, ScaledSteps(steps, run.pace), limits, log_sd=sd)
+        for run, sd in zip(runs, spread, strict=True)
+    ]
+    naive = _unqueued(_naive(steps, facts), runs) if facts.size is not None else {}
+    return over_seeds(scenario, runs, executor, predicted, naive=naive)
+
+
+def over_seeds(
+    scenario: Scenario,
+    runs: Sequence[LoadRun],
+    executor: str,
+    predicted: Sequence[dict[str, tuple[float, float, float]]],
+    *,
+    naive: dict[str, float],
+) -> list[Comparison]:
+    """Means over the seeds of one case of every figure, predicted and measured."""
+    measured = [figures(run.rows) for run in runs]
+    noise = float(np.median([run.pace_change for run in runs]))
+    known = np.isfinite(noise)
+    found = []
+    for name in FIGURES:
+        seen = np.array([one[name] for one in measured])
+        value, low, high = (float(np.mean([one[name][i] for one in predicted])) for i in range(3))
+        mean = float(np.mean(seen))
+        base = naive.get(name)
+        found.append(
+            Comparison(
+                part=f"load {runs[0].case}",
+                metric=name.removesuffix("_s").replace("_", " "),
+                unit="s",
+                executor=executor,
+                predicted=value,
+                lo=low,
+                hi=high,
+                measured=mean,
+                measured_lo=float(np.min(seen)),
+                measured_hi=float(np.max(seen)),
+                error=value / mean - 1.0 if mean > 0.0 else NAN,
+                baseline=None if base is None or not mean > 0.0 else base / mean - 1.0,
+                budget=_load_budget(scenario, name, executor),
+                noise=noise,
+                noise_limit=scenario.noise.pace if known else None,
+                group=f"utilisation {runs[0].utilisation:g}" if np.isfinite(runs[0].utilisation) else "",
+            )
+        )
+    return found
+
+
+def _load_budget(scenario: Scenario, name: str, executor: str) -> float | None:
+    budgets = scenario.budgets
+    given: float | None = getattr(budgets, name.removesuffix("_s"), None)
+    if given is not None and executor == "closed_form" and budgets.closed_form is not None:
+        return budgets.closed_form
+    return given
+
+
+def _unqueued(line: EngineSteps, runs: Sequence[LoadRun]) -> dict[str, float]:
+    """The roofline without a queue: every request alone on the machine. [s]"""
+    found: dict[str, list[float]] = {name: [] for name in FIGURES}
+    for run in runs:
+        n_in, n_out = run.trace.n_in.astype(np.float64), run.trace.n_out.astype(np.float64)
+        ttft = np.array([line.prefill(int(one)) for one in n_in])
+        tpot = np.full(n_in.shape, line.decode(1, 0)[0])
+        values = {"ttft": ttft, "tpot": tpot, "e2e": ttft + (n_out - 1.0) * tpot}
+        for name in FIGURES:
+            metric, _, statistic = name.removesuffix("_s").partition("_")
+            if metric == "makespan":
+                found[name].append(float((run.trace.t_s + values["e2e"]).max() - run.trace.t_s[0]))
+            else:
+                one = values[metric]
+                found[name].append(
+                    float(one.mean()) if statistic == "mean" else float(np.percentile(one, float(statistic[1:])))
+                )
+    return {name: float(np.mean(one)) for name, one in found.items()}
+
+
+# ---- speculation -----------------------------------------------------------------------------------------
+
+
+def _acceptance(scenario: Scenario, facts: LiveFacts, curve: AcceptanceCurve) -> list[Comparison]:
+    """Mean acceptance length at every draft length; the naive one has a single acceptance probability."""
+    alpha = facts.acceptance_calibrated[0].survived[0] / facts.acceptance_calibrated[0].rounds
+    found = []
+    for count in facts.acceptance_validated:
+        predicted, measured = curve.at(count.draft_length), count.mean_acceptance_length
+        error = Z90 * count.standard_error
+        found.append(
+            Comparison(
+                part="acceptance",
+                metric=f"mean acceptance length at {count.draft_length}",
+                unit="tokens",
+                executor="fit",
+                predicted=predicted.value,
+                lo=predicted.lo,
+                hi=predicted.hi,
+                measured=measured,
+                measured_lo=measured - error,
+                measured_hi=measured + error,
+                error=predicted.value - measured,
+                baseline=sum(alpha**j for j in range(count.draft_length + 1)) - measured,
+                budget=scenario.budgets.mean_acceptance_length,
+                noise=count.standard_error / measured,
+            )
+        )
+    return found
+
+
+def _draft_lengths(
+    scenario: Scenario, speculation: Speculation, facts: LiveFacts, curve: AcceptanceCurve
+) -> list[Comparison]:
+    """Regret of the solver's table at every batch size, and its mean; the naive choice is the middle length always."""
+    if facts.fit is None or facts.compared is None:
+        return []
+    longest = max(speculation.lengths)
+    batches = list(speculation.batches)
+    schedule = chosen_lengths(facts.fit.steps, curve, batches, facts.context, max_length=longest)
+    lengths = np.asarray(schedule.lengths)
+    medians = point_medians(facts.compared)
+    seconds = _grid(medians, batches, longest)
+    tokens = np.array([1.0, *(one.mean_acceptance_length for one in facts.acceptance_validated)])
+    goodput = measured_goodput(seconds, batches, tokens)
+    lost = regrets(goodput, lengths)
+    middle = regrets(goodput, np.full(len(batches), min(3, longest)))
+    noise, limit = _median_cv(medians), scenario.noise.step_cv
+    best = np.nanmax(goodput, axis=1)
+    found = []
+    for i, batch in enumerate(batches):
+        found.append(
+            Comparison(
+                part="draft length",
+                metric=f"batch {batch}: length {int(lengths[i])} chosen, {int(np.nanargmax(goodput[i]))} best",
+                unit="tokens/s",
+                executor="solver",
+                predicted=float(goodput[i, lengths[i]]),
+                lo=NAN,
+                hi=NAN,
+                measured=float(best[i]),
+                measured_lo=NAN,
+                measured_hi=NAN,
+                error=float(lost[i]),
+                baseline=float(middle[i]),
+                budget=scenario.budgets.draft_length_regret,
+                noise=noise,
+                noise_limit=limit,
+            )
+        )
+    mean = replace(
+        found[0],
+        metric="mean regret",
+        predicted=NAN,
+        measured=NAN,
+        error=float(np.mean(lost)),
+        baseline=float(np.mean(middle)),
+        budget=scenario.budgets.mean_draft_length_regret,
+    )
+    return [*found, mean]
+
+
+def _grid(medians: PointMedians, batches: Sequence[int], longest: int) -> Floats:
+    """Measured seconds of every (batch, length); NaN where a cell was not run."""
+    rows, sequences = (np.asarray(one, dtype=np.float64) for one in (medians.work.rows, medians.work.sequences))
+    seconds = np.full((len(batches), longest + 1), np.nan)
+    for i, batch in enumerate(batches):
+        for gamma in range(longest + 1):
+            cell = (sequences == batch) & (rows == batch * (gamma + 1))
+            if cell.any():
+                seconds[i, gamma] = float(np.median(medians.seconds[cell]))
+    return seconds
+
+
+# ---- facts that are exact --------------------------------------------------------------------------------
+
+
+def _exact(part: str, metric: str, unit: str, predicted: float, measured: float, budget: float | None) -> Comparison:
+    return Comparison(
+        part=part,
+        metric=metric,
+        unit=unit,
+        executor="policy",
+        predicted=predicted,
+        lo=predicted,
+        hi=predicted,
+        measured=measured,
+        measured_lo=measured,
+        measured_hi=measured,
+        error=predicted - measured if math.isfinite(measured) else NAN,
+        baseline=None,
+        budget=budget,
+        noise=0.0,
+    )
+
+
+def _kv_blocks(scenario: Scenario, facts: LiveFacts) -> list[Comparison]:
+    return [
+        _exact("kv blocks", setting, "blocks", predicted, measured, scenario.budgets.kv_blocks)
+        for setting, predicted, measured in facts.kv_blocks
+    ]
+
+
+def _table(scenario: Scenario, facts: LiveFacts) -> list[Comparison]:
+    budget = 1e-9 if scenario.budgets.table_followed else None
+    return [
+        _exact(
+            "draft-length table",
+            f"draft tokens per draft at batch {batch}",
+            "tokens",
+            float(length),
+            facts.table_seen.get(batch, NAN),
+            budget,
+        )
+        for batch, length in sorted(facts.table.items())
+    ]

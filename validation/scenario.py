@@ -1,0 +1,286 @@
+"""The scenario document: what is run, on which engine, and how much error is allowed, written before the run.
+
+Schema ``servecast.scenario/1``. Calibrated and validated points are two lists that may not share a point.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from importlib import resources
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+SCHEMA = "servecast.scenario/1"
+
+Text = Annotated[str, Field(min_length=1, max_length=200, strict=True)]
+Count = Annotated[int, Field(ge=1, le=100_000, strict=True)]
+Share = Annotated[float, Field(gt=0.0, le=10.0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0.0, le=86_400.0, allow_inf_nan=False)]
+Batches = Annotated[tuple[Annotated[int, Field(ge=1, le=1024, strict=True)], ...], Field(min_length=1, max_length=64)]
+Lengths = Annotated[tuple[Annotated[int, Field(ge=0, le=15, strict=True)], ...], Field(min_length=1, max_length=16)]
+Contexts = Annotated[
+    tuple[Annotated[int, Field(ge=2, le=65_536, strict=True)], ...], Field(min_length=1, max_length=64)
+]
+Span = tuple[Count, Count]
+
+
+class Part(BaseModel):
+    """Immutable, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EngineSpec(Part):
+    """Which engine, and its limits; names as vLLM's arguments."""
+
+    kind: Literal["torch", "vllm", "server", "results"]
+    """``torch``: our own engine; ``vllm``: started here; ``server``: a URL; ``results``: a load generator's file."""
+    pair: Literal["quick", "full"] = "quick"
+    """Trained target and draft (torch, vllm)."""
+    threads: Annotated[int, Field(ge=1, le=256, strict=True)] = 1
+    max_num_seqs: Annotated[int, Field(ge=1, le=1024, strict=True)] = 32
+    max_num_batched_tokens: Annotated[int, Field(ge=1, le=65_536, strict=True)] = 256
+    max_model_len: Annotated[int, Field(ge=64, le=65_536, strict=True)] = 640
+    kv_cache_gib: Annotated[int, Field(ge=1, le=1024, strict=True)] = 1
+    """vllm on a CPU."""
+    url: Annotated[str, Field(max_length=500)] | None = None
+    """server: ``http://host:port``."""
+    served_model: Text | None = None
+    """server: the name it answers to."""
+    file: Text | None = None
+    """results: path, from the scenario's folder."""
+    model: Text | None = None
+    """server, results: model by name or config.json."""
+    gpu: Text | None = None
+    tp: Annotated[int, Field(ge=1, le=1024, strict=True)] = 1
+    engine: Text = "vllm"
+    """server, results: whose constants, optionally @version."""
+    profile: Text | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        wanted = {"server": ("url", "served_model", "model", "gpu"), "results": ("file", "model", "gpu")}
+        for name in wanted.get(self.kind, ()):
+            if getattr(self, name) is None:
+                raise ValueError(f"engine.{name} must be given for kind {self.kind}, got none")
+        return self
+
+
+class Points(Part):
+    """Operating points of single steps: every batch with every context."""
+
+    batches: Batches
+    contexts: Contexts
+
+    def cells(self) -> list[tuple[int, int]]:
+        return [(batch, context) for batch in self.batches for context in self.contexts]
+
+
+class Steps(Part):
+    """Timed steps: those that a fit sees and those that judge it."""
+
+    rounds: Annotated[int, Field(ge=2, le=100, strict=True)] = 5
+    calibrated: Points
+    validated: Points
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        shared = sorted(set(self.calibrated.cells()) & set(self.validated.cells()))
+        if shared:
+            raise ValueError(f"steps.validated must share no (batch, context) with steps.calibrated, got {shared[0]}")
+        return self
+
+
+class LoadCase(Part):
+    """Open arrivals at a share of the engine's capacity; gamma gaps, cv 1 is Poisson."""
+
+    name: Text
+    utilisation: Annotated[float, Field(gt=0.0, le=2.0, allow_inf_nan=False)]
+    gap_cv: Annotated[float, Field(gt=0.0, le=10.0, allow_inf_nan=False)] = 1.0
+
+
+class Loads(Part):
+    """Requests with lengths uniform over two spans; every case is run once a seed, in shuffled order."""
+
+    prompt_tokens: Span = (32, 96)
+    output_tokens: Span = (16, 48)
+    requests: Annotated[int, Field(ge=4, le=20_000, strict=True)] = 40
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, le=2**31, strict=True)], ...], Field(min_length=1, max_length=32)]
+    cases: Annotated[tuple[LoadCase, ...], Field(min_length=1, max_length=16)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for name in ("prompt_tokens", "output_tokens"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"loads.{name} must rise, got {low}, {high}")
+        names = [case.name for case in self.cases]
+        if len(set(names)) < len(names):
+            raise ValueError(f"loads.cases must have different names, got {', '.join(names)}")
+        return self
+
+
+class Speculation(Part):
+    """Draft lengths to compare, and texts to count acceptance on; calibration and validation texts are apart.
+
+    On vllm every second (batch, length) cell is calibrated and the others judge, in `rounds` repeats.
+    """
+
+    lengths: Lengths = (0, 1, 2, 3, 4, 5)
+    batches: Batches = (1, 2, 4, 8, 16, 32)
+    context: Annotated[int, Field(ge=16, le=65_536, strict=True)] = 192
+    """Cached tokens at which lengths are compared."""
+    prompts: Annotated[int, Field(ge=4, le=4096, strict=True)] = 64
+    prompt_tokens: Count = 64
+    output_tokens: Count = 32
+    rounds: Annotated[int, Field(ge=2, le=100, strict=True)] = 3
+    """vllm: repeats of every batch; the first is calibration where texts are concerned."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if tuple(range(len(self.lengths))) != self.lengths or len(self.lengths) < 3:
+            raise ValueError(f"speculation.lengths must be 0, 1, 2, ... without a gap, got {list(self.lengths)}")
+        return self
+
+
+class Budgets(Part):
+    """Largest error allowed; a figure without one is reported, not judged. Shares, but for tokens and blocks."""
+
+    decode_step_mape: Share | None = None
+    speculative_step_mape: Share | None = None
+    ttft_p50: Share | None = None
+    ttft_p95: Share | None = None
+    ttft_mean: Share | None = None
+    tpot_mean: Share | None = None
+    closed_form: Share | None = None
+    """Of the closed form's figures of loads; None: as the simulator's."""
+    mean_acceptance_length: Share | None = None
+    """[tokens]"""
+    draft_length_regret: Share | None = None
+    """At every batch size."""
+    mean_draft_length_regret: Share | None = None
+    """Over batch sizes."""
+    kv_blocks: Annotated[float, Field(ge=0.0)] | None = None
+    """[blocks]"""
+    table_followed: bool = False
+    """The engine's own counters must show the emitted draft-length table, exactly."""
+
+
+class NoiseLimits(Part):
+    """Above these a figure is not judged."""
+
+    step_cv: Share = 0.05
+    """Median scatter of a timed step after the rounds' pace is taken out."""
+    pace: Share = 0.15
+    """Change of the machine's pace from before a load to after it."""
+
+
+class Scenario(Part):
+    """The whole file."""
+
+    schema_: Annotated[Literal["servecast.scenario/1"], Field(alias="schema")]
+    name: Text
+    about: Annotated[str, Field(max_length=2000)] = ""
+    engine: EngineSpec
+    steps: Steps | None = None
+    loads: Loads | None = None
+    speculation: Speculation | None = None
+    budgets: Budgets = Budgets()
+    noise: NoiseLimits = NoiseLimits()
+    seed: Annotated[int, Field(ge=0, le=2**31, strict=True)] = 1
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.engine.kind == "torch" and self.steps is None:
+            raise ValueError("steps must be given for an engine of kind torch, got none")
+        if self.engine.kind == "vllm" and self.speculation is None and self.loads is None:
+            raise ValueError("speculation or loads must be given for an engine of kind vllm, got neither")
+        if self.engine.kind != "torch" and self.steps is not None:
+            raise ValueError(
+                "steps goes with an engine of kind torch, whose state can be set; vllm takes its steps "
+                "from speculation.batches and speculation.lengths"
+            )
+        if self.engine.kind == "server" and self.loads is None:
+            raise ValueError("loads must be given for an engine of kind server, got none")
+        if self.steps is not None:
+            most = max(self.steps.calibrated.batches + self.steps.validated.batches)
+            if most > self.engine.max_num_seqs:
+                raise ValueError(f"batches must be at most max_num_seqs {self.engine.max_num_seqs}, got {most}")
+            context = max(self.steps.calibrated.contexts + self.steps.validated.contexts)
+            if context + 16 > self.engine.max_model_len:
+                raise ValueError(f"contexts must be below max_model_len - 16, got {context}")
+        if self.loads is not None and self.engine.kind in ("torch", "vllm"):
+            longest = self.loads.prompt_tokens[1] + self.loads.output_tokens[1]
+            if longest + 16 > self.engine.max_model_len:
+                raise ValueError(f"prompt and output must leave 16 of max_model_len free, got {longest} tokens")
+        return self
+
+
+def parse_scenario(value: object, *, name: str) -> Scenario:
+    """A scenario from plain values, as YAML or JSON gives them.
+
+    Raises
+    ------
+    ValueError : one line: file, key, rule, value.
+    """
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name}: must be a mapping with schema {SCHEMA}, got {type(value).__name__}")
+    schema = value.get("schema")
+    if schema != SCHEMA:
+        raise ValueError(f"{name}: schema must be {SCHEMA}, got {str(schema)[:60]!r}")
+    try:
+        return Scenario.model_validate(value)
+    except ValidationError as error:
+        raise ValueError(f"{name}: {_first(error)}") from None
+
+
+def _first(error: ValidationError) -> str:
+    """The first fault: key, rule, value."""
+    found: Any = error.errors()[0]
+    place = ".".join(_shown(part) for part in found["loc"])
+    if found["type"] == "extra_forbidden":
+        known = _fields(found["loc"][:-1])
+        near = difflib.get_close_matches(str(found["loc"][-1]), known, n=1)
+        return f"{place}: is not a known key" + (f" (did you mean {near[0]}?)" if near else "")
+    message = str(found["msg"]).removeprefix("Value error, ")
+    if not place:
+        return message
+    given = "" if "got" in message else f", got {_shown(repr(found.get('input')))}"
+    return f"{place}: {message}{given}"
+
+
+def _shown(part: object) -> str:
+    """A key or a value on one line, cut where it is long."""
+    text = str(part).encode("unicode_escape").decode("ascii")
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _fields(path: tuple[int | str, ...]) -> list[str]:
+    """Keys of the part at `path`; none where it is not one of ours."""
+    parts: dict[str, type[Part]] = {
+        "engine": EngineSpec,
+        "steps": Steps,
+        "calibrated": Points,
+        "validated": Points,
+        "loads": Loads,
+        "cases": LoadCase,
+        "speculation": Speculation,
+        "budgets": Budgets,
+        "noise": NoiseLimits,
+    }
+    names = [one for one in path if isinstance(one, str)]
+    model = parts.get(names[-1]) if names else Scenario
+    return [] if model is None else [field.alias or key for key, field in model.model_fields.items()]
+
+
+def shipped_scenarios() -> tuple[str, ...]:
+    """Names of the scenarios in the package."""
+    folder = resources.files("servecast.validation.scenarios")
+    return tuple(sorted(one.name.removesuffix(".yaml") for one in folder.iterdir() if one.name.endswith(".yaml")))
+
+
+def shipped_text(name: str) -> str:
+    """YAML of one of them."""
+    return resources.files("servecast.validation.scenarios").joinpath(f"{name}.yaml").read_text(encoding="utf-8")

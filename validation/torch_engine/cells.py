@@ -1,0 +1,101 @@
+"""Seconds of single engine steps at chosen operating points, in rounds that visit every point in fresh order.
+
+The engine is put into any state at once (:meth:`servecast.validation.torch_engine.engine.TorchEngine.place`) and steps
+as it does when it serves, host work included. What a machine's drift does to one round it does to all points alike.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from servecast.validation.torch_engine.drafters import DraftModel
+from servecast.validation.torch_engine.engine import Request, TorchEngine
+from servecast.validation.torch_engine.llama import Llama
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class StepPoint:
+    """What a step computes."""
+
+    batch: int
+    """Decoding sequences; 0: the step computes prompts alone."""
+    context: int
+    """Cached tokens of each."""
+    gamma: int = 0
+    """Drafted tokens of each."""
+    chunks: tuple[tuple[int, int], ...] = ()
+    """Start and end of the prompt chunks in the same step."""
+    armed: bool = False
+    """A drafter is configured: with gamma 0 it makes the pass that keeps its cache in step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSample:
+    """One timed step."""
+
+    point: StepPoint
+    block: int
+    """Round it was measured in."""
+    seconds: float
+
+
+class StepBench:
+    """Two engines on one target, with and without a drafter, to time steps of."""
+
+    def __init__(
+        self,
+        model: Llama,
+        drafter: Llama | None,
+        *,
+        slots: int,
+        length: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._clock, self.slots = clock, slots
+        self._length = 0
+        self._vocabulary = model.shape.vocab_size
+        self._draw = random.Random(0)  # noqa: S311 (token ids)
+        size = {"max_num_seqs": slots + 8, "max_num_batched_tokens": 16 * length, "max_model_len": length}
+        self._plain = TorchEngine(model, **size)
+        self._armed = self._plain
+        if drafter is not None:
+            made = DraftModel(drafter, slots + 8, length)
+            self._armed = TorchEngine(model, **size, drafter=made, draft_length=lambda _: self._length)
+
+    def seconds(self, point: StepPoint) -> float:
+        """Time of one step, as a server that is never idle sees it."""
+        engine = self._armed if point.armed or point.gamma else self._plain
+        self._length = point.gamma
+        decoding = [self._request(point.context, 1) for _ in range(point.batch)]
+        engine.place(decoding, [self._request(end, 0, computed=start) for start, end in point.chunks])
+        begun = self._clock()
+        engine.step(self._clock)
+        return self._clock() - begun
+
+    def _request(self, tokens: int, output: int, *, computed: int = 0) -> Request:
+        """A sequence of random tokens, `output` of which it has said, with more to come than a step can say."""
+        said = [self._draw.randrange(2, self._vocabulary) for _ in range(tokens + output)]
+        request = Request(0, said[:tokens], 1 << 20, computed=computed)
+        request.output = said[tokens:]
+        return request
+
+
+def measure(
+    bench: StepBench, points: Sequence[StepPoint], *, blocks: int, seed: int, first_block: int = 0, warm: int = 1
+) -> Iterator[StepSample]:
+    """Samples of `blocks` rounds over all points, each in an order of its own; `warm` untimed steps a point first."""
+    rng = random.Random(seed + 7919 * first_block)  # noqa: S311 (an order, not a secret)
+    if first_block == 0:
+        for point in points:
+            for _ in range(warm):
+                bench.seconds(point)
+    for block in range(first_block, first_block + blocks):
+        order = list(points)
+        rng.shuffle(order)
+        for point in order:
+            # one step to bring the point's weights and shapes in, one that counts
+            bench.seconds(point)
+            yield StepSample(point=point, block=block, seconds=bench.seconds(point))

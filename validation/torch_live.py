@@ -1,0 +1,323 @@
+"""A scenario on our own PyTorch engine: pace and steps, loads, acceptance, in one interleaved run."""
+
+from __future__ import annotations
+
+import platform
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from servecast.calibration.fits.arrival_draws import arrival_times
+from servecast.calibration.fits.engine_steps import StepSamples, fit_steps, point_medians
+from servecast.model.arrival_processes import GammaRenewal
+from servecast.model.engine_steps import EngineSteps, StepWork, decode_work, with_chunk
+from servecast.model.workload import Trace
+from servecast.validation.draft_choice import AcceptanceCount
+from servecast.validation.executors import capacity_rps
+from servecast.validation.live_facts import EngineSize, LiveFacts, LoadRun
+from servecast.validation.scenario import LoadCase, Loads, Scenario, Speculation, Steps
+from servecast.validation.scheduler import EngineLimits
+from servecast.validation.torch_engine.cells import StepBench, StepPoint, StepSample, measure
+from servecast.validation.torch_engine.drafters import DraftModel
+from servecast.validation.torch_engine.engine import Request, TorchEngine
+from servecast.validation.torch_engine.llama import Llama
+from servecast.validation.torch_engine.serving import closed_batch, serve
+from servecast.validation.torch_engine.trained_pair import RECIPES, TrainedPair, load_pair, trained_pair
+
+Report = Callable[[str, int, int], None]
+"""Takes what is done, how much of it, of how much."""
+Floats = NDArray[np.float64]
+
+CHUNKS = (16, 48, 96, 128, 192, 256)
+"""Prompts alone whose steps are calibrated. [tokens]"""
+MIXED = (
+    (16, ((0, 64),)),
+    (8, ((0, 32), (0, 32))),
+    (4, ((0, 80),)),
+    (4, ((0, 48), (0, 48), (0, 48))),
+    (2, ((64, 128),)),
+    (2, ((0, 64), (0, 64))),
+    (1, ((0, 48),)),
+    (1, ((0, 32), (0, 64), (0, 96))),
+)
+"""Prompts beside decodes: divisor of the largest batch, chunks. [tokens]"""
+PACE_REPEATS = 4
+
+
+def run_torch(scenario: Scenario, *, device: str = "cpu", progress: Report | None = None) -> LiveFacts:
+    """Everything that the scenario asks of a live engine.
+
+    An interrupt or a clock that jumps ends the run; what was measured until then is returned with the reason.
+    """
+    facts = LiveFacts()
+    say = progress or (lambda *_: None)
+    try:
+        _run(scenario, facts, device, say)
+    except KeyboardInterrupt:
+        facts.stopped = "interrupted"
+    except RuntimeError as error:
+        facts.stopped = str(error).splitlines()[0][:300]
+    return facts
+
+
+def _run(scenario: Scenario, facts: LiveFacts, device: str, say: Report) -> None:
+    import torch
+
+    spec = scenario.engine
+    torch.set_num_threads(spec.threads)
+    pair = trained_pair(RECIPES[spec.pair], progress=lambda done, total: say("training", done, total))
+    target, draft = load_pair(pair, device=device)
+    params = float(sum(one.numel() for one in target.parameters()))
+    facts.limits = EngineLimits(
+        max_num_seqs=spec.max_num_seqs,
+        max_num_batched_tokens=spec.max_num_batched_tokens,
+        kv_tokens=float(spec.max_num_seqs * spec.max_model_len),
+        block_size=1,
+        enable_prefix_caching=False,
+    )
+    facts.engine = {
+        "engine": "servecast PyTorch engine",
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
+        "threads": spec.threads,
+        "parameters": params,
+    } | {f"pair_{name}": value for name, value in pair.facts().items()}
+    bench = StepBench(target, draft, slots=spec.max_num_seqs, length=spec.max_model_len)
+    facts.size = _size(params, device)
+    if scenario.steps is not None:
+        _steps(scenario, scenario.steps, facts, bench, say)
+    if scenario.loads is not None and facts.fit is not None:
+        _loads(scenario, scenario.loads, facts, bench, (target, pair), say)
+    if scenario.speculation is not None:
+        _acceptance(scenario.speculation, scenario, facts, (target, draft, pair), say)
+
+
+# ---- single steps ----------------------------------------------------------------------------------------
+
+
+def _steps(scenario: Scenario, steps: Steps, facts: LiveFacts, bench: StepBench, say: Report) -> None:
+    calibrated = calibration_points(steps, scenario.speculation, scenario.engine.max_model_len)
+    plain = [StepPoint(batch, context) for batch, context in steps.validated.cells()]
+    drafted = speculative_points(scenario.speculation)
+    points = list(dict.fromkeys([*calibrated, *plain, *drafted]))
+    samples: list[StepSample] = []
+    total = steps.rounds * len(points)
+    for sample in measure(bench, points, blocks=steps.rounds, seed=scenario.seed):
+        samples.append(sample)
+        say("steps", len(samples), total)
+    facts.fit = fit_steps(as_samples(samples, calibrated))
+    facts.validated = as_samples(samples, plain)
+    if scenario.speculation is not None:
+        facts.drafted = facts.compared = as_samples(samples, drafted)
+        facts.context = float(scenario.speculation.context)
+
+
+def calibration_points(steps: Steps, speculation: Speculation | None, longest: int) -> list[StepPoint]:
+    """Points that the fit sees: decode steps, prompts alone and beside decodes, and drafting at another context than
+    the one where lengths are compared."""
+    points = [StepPoint(batch, context) for batch, context in steps.calibrated.cells()]
+    points += [StepPoint(0, 0, chunks=((0, end),)) for end in CHUNKS if end < longest]
+    most, context = max(steps.calibrated.batches), min(steps.calibrated.contexts)
+    points += [StepPoint(max(most // part, 1), context, chunks=chunks) for part, chunks in MIXED]
+    if speculation is not None:
+        longest_draft = max(speculation.lengths)
+        for number, batch in enumerate(speculation.batches):
+            # every length at some batch and every batch at two lengths: half of the grid
+            lengths = [0, longest_draft] if number % 2 else [1 + number // 2 % longest_draft, longest_draft]
+            points += [StepPoint(batch, context, gamma, armed=True) for gamma in dict.fromkeys([*lengths, 3])]
+    return points
+
+
+def speculative_points(speculation: Speculation | None) -> list[StepPoint]:
+    """Every (batch, draft length) that is compared; none of them at a calibrated context."""
+    if speculation is None:
+        return []
+    return [
+        StepPoint(batch, speculation.context, gamma, armed=True)
+        for batch in speculation.batches
+        for gamma in speculation.lengths
+    ]
+
+
+def as_samples(samples: Iterable[StepSample], points: Sequence[StepPoint]) -> StepSamples:
+    """The samples of `points`, as the fit takes them."""
+    wanted = set(points)
+    chosen = [one for one in samples if one.point in wanted]
+    work = [_work(one.point) for one in chosen]
+    columns = {name: np.array([float(getattr(one, name)) for one in work]) for name in StepWork.__dataclass_fields__}
+    return StepSamples(
+        **columns,
+        block=np.array([one.block for one in chosen], dtype=np.int64),
+        seconds=np.array([one.seconds for one in chosen]),
+    )
+
+
+def _work(point: StepPoint) -> StepWork:
+    work = decode_work(point.batch, point.context, point.gamma, armed=point.armed)
+    for start, end in point.chunks:
+        work = with_chunk(work, start, end)
+    return work
+
+
+def _size(params: float, device: str) -> EngineSize:
+    """Bandwidth and arithmetic of this device by two plain measurements, for the naive roofline. [B/s], [1/s]"""
+    import torch
+
+    def best(action: Callable[[], object], repeats: int) -> float:
+        times = []
+        for _ in range(repeats):
+            begun = time.perf_counter()
+            action()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - begun)
+        return min(times)
+
+    source = torch.ones(32 * 2**20, device=device)
+    square = torch.ones(1024, 1024, device=device)
+    read = best(lambda: source.sum().item(), 5)
+    product = best(lambda: square @ square, 5)
+    return EngineSize(
+        weight_bytes=4.0 * params, params=params, bandwidth=source.numel() * 4.0 / read, flops=2.0 * 1024.0**3 / product
+    )
+
+
+# ---- loads -----------------------------------------------------------------------------------------------
+
+
+def _loads(
+    scenario: Scenario,
+    loads: Loads,
+    facts: LiveFacts,
+    bench: StepBench,
+    served: tuple[Llama, TrainedPair],
+    say: Report,
+) -> None:
+    if facts.fit is None or facts.limits is None:
+        return
+    steps, limits = facts.fit.steps, facts.limits
+    runs = [(case, seed) for case in loads.cases for seed in loads.seeds]
+    random.Random(scenario.seed).shuffle(runs)  # noqa: S311 (an order, not a secret)
+    target, pair = served
+    tokens = pair.tokens("validation")
+    for number, (case, seed) in enumerate(runs):
+        trace = load_trace(loads, case, seed, capacity=_capacity(loads, steps, limits))
+        engine = TorchEngine(
+            target,
+            max_num_seqs=limits.max_num_seqs,
+            max_num_batched_tokens=limits.max_num_batched_tokens,
+            max_model_len=scenario.engine.max_model_len,
+        )
+        before = pace(bench, steps, scenario.seed)
+        run = serve(engine, requests_of(trace, tokens))
+        facts.loads.append(
+            LoadRun(
+                case=case.name,
+                seed=seed,
+                utilisation=case.utilisation,
+                busy_share=run.busy_share,
+                trace=trace,
+                rows=run.rows,
+                pace_before=before,
+                pace_after=pace(bench, steps, scenario.seed + 1),
+            )
+        )
+        say("loads", number + 1, len(runs))
+
+
+def pace(bench: StepBench, steps: EngineSteps, seed: int) -> float:
+    """The machine's pace now over the calibrated one: median ratio of a few steps, fresh order. [-]"""
+    points = [
+        StepPoint(1, 96),
+        StepPoint(4, 96),
+        StepPoint(8, 96),
+        StepPoint(16, 96),
+        StepPoint(2, 64, chunks=((0, 64),)),
+    ]
+    points = [one for one in points if one.batch <= bench.slots]
+    samples = list(measure(bench, points, blocks=PACE_REPEATS, seed=seed))
+    found = point_medians(as_samples(samples, points))
+    return float(np.median(found.seconds / steps.seconds(found.work)))
+
+
+def _capacity(loads: Loads, steps: EngineSteps, limits: EngineLimits) -> float:
+    n_in, n_out = (np.linspace(*span, 33) for span in (loads.prompt_tokens, loads.output_tokens))
+    return capacity_rps(steps, limits, n_in, n_out)
+
+
+def load_trace(loads: Loads, case: LoadCase, seed: int, *, capacity: float) -> Trace:
+    """Requests of one case: gamma gaps at its share of the capacity, uniform lengths; one seed, one trace."""
+    rng = np.random.default_rng([seed, sum(case.name.encode())])
+    process = GammaRenewal.from_cv(case.utilisation * capacity, case.gap_cv)
+    times = arrival_times(process, loads.requests, rng)
+    low_in, high_in = loads.prompt_tokens
+    low_out, high_out = loads.output_tokens
+    return Trace(
+        name=f"{case.name} seed {seed}",
+        t_s=times - times[0],
+        n_in=rng.integers(low_in, high_in + 1, loads.requests),
+        n_out=rng.integers(low_out, high_out + 1, loads.requests),
+    )
+
+
+def requests_of(trace: Trace, tokens: Sequence[int]) -> list[Request]:
+    """Prompts cut from a text, one after another and round again."""
+    requests, at = [], 0
+    for number, (arrival, n_in, n_out) in enumerate(zip(trace.t_s, trace.n_in, trace.n_out, strict=True)):
+        size = int(n_in)
+        if at + size > len(tokens):
+            at = 0
+        requests.append(Request(number, list(tokens[at : at + size]), int(n_out), float(arrival)))
+        at += size
+    return requests
+
+
+# ---- acceptance ------------------------------------------------------------------------------------------
+
+
+def _acceptance(
+    speculation: Speculation,
+    scenario: Scenario,
+    facts: LiveFacts,
+    served: tuple[Llama, Llama, TrainedPair],
+    say: Report,
+) -> None:
+    """Two lengths on calibration texts; every length on validation texts."""
+    longest = max(speculation.lengths)
+    plan = [("calibration", longest), ("calibration", max(longest // 2, 1))]
+    plan += [("validation", length) for length in speculation.lengths if length]
+    for number, (part, length) in enumerate(plan):
+        count = count_acceptance(speculation, scenario, served, part, length)
+        (facts.acceptance_calibrated if part == "calibration" else facts.acceptance_validated).append(count)
+        say("acceptance", number + 1, len(plan))
+
+
+def count_acceptance(
+    speculation: Speculation, scenario: Scenario, served: tuple[Llama, Llama, TrainedPair], part: str, length: int
+) -> AcceptanceCount:
+    """Rounds of one draft length over prompts spread evenly through the texts of one part."""
+    target, draft, pair = served
+    spec, size = scenario.engine, speculation.prompt_tokens
+    tokens = pair.tokens(part)
+    stride = max((len(tokens) - size) // speculation.prompts, 1)
+    requests = [
+        Request(number, tokens[number * stride : number * stride + size], speculation.output_tokens)
+        for number in range(speculation.prompts)
+    ]
+    engine = TorchEngine(
+        target,
+        max_num_seqs=spec.max_num_seqs,
+        max_num_batched_tokens=max(spec.max_num_batched_tokens, spec.max_num_seqs * (length + 1)),
+        max_model_len=spec.max_model_len,
+        drafter=DraftModel(draft, spec.max_num_seqs, spec.max_model_len),
+        draft_length=lambda _: length,
+    )
+    survived, rounds = np.zeros(length, dtype=np.int64), 0
+    for step in closed_batch(engine, requests):
+        if step.record.gamma:
+            rounds += step.record.sequences
+            survived += np.array(step.record.survived, dtype=np.int64)
+    return AcceptanceCount(draft_length=length, rounds=rounds, survived=tuple(int(one) for one in survived))
