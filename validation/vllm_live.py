@@ -141,8 +141,9 @@ def _paired(scenario: Scenario, speculation: Speculation, facts: LiveFacts, insi
     facts.compared = _samples(steps)
     facts.context = float(np.mean([one["context_tokens"] / one["batch"] for one in steps]))
     lengths = [length for length in speculation.lengths if length]
-    facts.acceptance_calibrated = [_count(steps, length, first=True) for length in lengths[1::2]]
-    facts.acceptance_validated = [_count(steps, length, first=False) for length in lengths]
+    some = dict.fromkeys((max(lengths), max(max(lengths) // 2, 1)))
+    facts.acceptance_calibrated = [_count(steps, length, even=True) for length in some]
+    facts.acceptance_validated = [_count(steps, length, even=False) for length in lengths]
 
 
 def _is_calibrated(record: dict[str, Any], speculation: Speculation) -> bool:
@@ -152,19 +153,21 @@ def _is_calibrated(record: dict[str, Any], speculation: Speculation) -> bool:
 
 
 def _samples(records: Sequence[dict[str, Any]]) -> StepSamples:
-    """A cell's steps differ in context by what the batch has grown: they count at the cell's mean."""
-    context: dict[tuple[int, int], float] = {}
-    for key in {(one["batch"], one["draft_length"]) for one in records}:
-        mine = [one["context_tokens"] for one in records if (one["batch"], one["draft_length"]) == key]
-        context[key] = float(np.mean(mine)) / key[0]
-    work = [
-        decode_work(one["batch"], context[one["batch"], one["draft_length"]], one["draft_length"], armed=True)
-        for one in records
-    ]
-    blocks = {key: i for i, key in enumerate(sorted({(one["batch"], one["repeat"]) for one in records}))}
-    return _as_samples(
-        work, [blocks[one["batch"], one["repeat"]] for one in records], [one["seconds"] for one in records]
-    )
+    """One sample a cell and repeat: the median of its steps, at the cell's mean context.
+
+    What a cell's medians differ by from repeat to repeat, after the block's pace, is its paired scatter.
+    """
+    cells: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for one in records:
+        cells.setdefault((one["batch"], one["draft_length"]), []).append(one)
+    work, block, seconds = [], [], []
+    for (batch, length), mine in cells.items():
+        context = float(np.mean([one["context_tokens"] for one in mine])) / batch
+        for repeat in sorted({one["repeat"] for one in mine}):
+            work.append(decode_work(batch, context, length, armed=True))
+            block.append(repeat * 10_000 + batch)
+            seconds.append(float(np.median([one["seconds"] for one in mine if one["repeat"] == repeat])))
+    return _as_samples(work, block, seconds)
 
 
 def _as_samples(work: Sequence[StepWork], block: Sequence[int], seconds: Sequence[float]) -> StepSamples:
@@ -172,9 +175,9 @@ def _as_samples(work: Sequence[StepWork], block: Sequence[int], seconds: Sequenc
     return StepSamples(**columns, block=np.array(block, dtype=np.int64), seconds=np.array(seconds))
 
 
-def _count(steps: Sequence[dict[str, Any]], length: int, *, first: bool) -> AcceptanceCount:
-    """Rounds of one length: the first repeat's texts calibrate, the others' judge."""
-    mine = [one for one in steps if one["draft_length"] == length and (one["repeat"] == 0) == first]
+def _count(steps: Sequence[dict[str, Any]], length: int, *, even: bool) -> AcceptanceCount:
+    """Rounds of one length: texts of even repeats calibrate, those of odd ones judge."""
+    mine = [one for one in steps if one["draft_length"] == length and (one["repeat"] % 2 == 0) == even]
     survived = np.sum([one["accepted_per_position"] for one in mine], axis=0)
     return AcceptanceCount(
         draft_length=length,

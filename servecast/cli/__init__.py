@@ -20,6 +20,9 @@ COMMANDS = {
     "speculate": "Draft length by batch size for speculative decoding, as the engine's own file.",
     "simulate": "Replay a trace on a fleet, request by request.",
     "trace": "What a request trace holds, with its statistics and a chart.",
+    "calibrate": "Measure this machine: microbenchmarks, fits, a machine profile.",
+    "profile": "Show, compare and check profiles.",
+    "validate": "Check predictions against a live run, with budgets written beforehand.",
     "init": "Write a commented plan request to start from.",
     "list": "Models, GPUs and profiles that are known by name.",
 }
