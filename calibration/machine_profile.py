@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -177,9 +178,15 @@ def _require_consistent(fit: FitDoc) -> None:
         raise ValueError("residual_quantiles must increase")
 
 
+def shipped_machines() -> dict[str, Path]:
+    """Files of the shipped machine profiles, by name."""
+    folder = Path(str(resources.files("servecast.calibration.machines")))
+    return {path.stem: path for path in sorted(folder.glob("*.json"))}
+
+
 def read_machine(path: str | Path) -> MachineDocument:
-    """A document from its file."""
-    path = Path(path)
+    """A document from its file, or a shipped one by name."""
+    path = shipped_machines().get(str(path), Path(path))
     if not path.is_file():
         raise ValueError(f"machine profile must be a file, got {path.name!r}")
     if path.stat().st_size > MAX_BYTES:

@@ -1,8 +1,9 @@
 """Redo what the documentation prints: ``python docs/refresh.py [--transcripts] [--scores FILE] [--speed FILE]
-[--speculation DATA]``.
+[--speculation DATA] [--validation FILE ...]``.
 
 Transcripts are run here and now. FILE is what ``python -m servecast.validation.public --json`` (needs SERVECAST_DATA)
-and ``python benchmarks/run.py --install --json`` print. Results go to docs/tables/ and the README.
+and ``python benchmarks/run.py --install --json`` print; of --validation what ``servecast validate --json`` does. Results
+go to docs/tables/ and the README.
 """
 
 from __future__ import annotations
@@ -219,14 +220,48 @@ def claims(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
+def validation(reports: Iterable[Row]) -> str:
+    """Figures with a budget, worst first within a part, of what ``servecast validate --json`` printed."""
+    lines = []
+    for report in reports:
+        engine = report["engine"]
+        version = engine.get("version") or engine.get("torch", "")
+        lines += [
+            f"**{report['scenario']}**: {report['verdict']}. {engine['engine']} {version}, "
+            f"{report['wall_s'] / 60:.1f} minutes.\n",
+            "| part | figure | by | error | naive | noise | budget | |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for one in report["comparisons"]:
+            if one["budget"] is None:
+                continue
+            share = one["unit"] not in ("tokens", "blocks")
+            numbers = [_signed(one["error"], share), _signed(one["baseline"], share), percent(one["noise"])]
+            budget = f"{100.0 * one['budget']:g}" if share else f"{one['budget']:g}"
+            cells = [one["part"], one["metric"], one["executor"].replace("_", " "), *numbers, budget, one["verdict"]]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    return "Errors, noise and budgets in %, of acceptance in tokens, of KV blocks in blocks.\n\n" + "\n".join(lines)
+
+
+def _signed(value: float | None, share: bool) -> str:
+    if value is None:
+        return ""
+    return f"{100.0 * value:+.1f}" if share else f"{value:+.3g}"
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--transcripts", action="store_true")
     parser.add_argument("--scores", type=Path)
     parser.add_argument("--speed", type=Path)
+    parser.add_argument("--validation", type=Path, nargs="+", help="what servecast validate --json printed")
     parser.add_argument("--speculation", type=Path, help="folder of the public data")
     given = parser.parse_args()
+    if given.validation:
+        reports = [json.loads(one.read_text(encoding="utf-8")) for one in given.validation]
+        (DOCS / "tables" / "validation.md").write_text(validation(reports), encoding="utf-8")
     if given.speculation:
         speculation(given.speculation.resolve())
     for name, arguments in TRANSCRIPTS.items() if given.transcripts else ():

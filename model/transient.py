@@ -62,8 +62,8 @@ def transient(
         now = max(now, at)
         # whoever is here by now and has a place shares the step, and has the first token at its end
         group = [number]
-        while number + len(group) < len(arrival) and arrival[number + len(group)] <= now and len(ends) + len(group) < cap:
-            group.append(number + len(group))
+        while (after := number + len(group)) < len(arrival) and arrival[after] <= now and len(ends) + len(group) < cap:
+            group.append(after)
         now += sum(prompt[one] for one in group) + pace[len(ends)]
         virtual += bool(ends)
         for one in group:

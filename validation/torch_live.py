@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from servecast.calibration.fits.arrival_draws import arrival_times
 from servecast.calibration.fits.engine_steps import StepSamples, fit_steps, point_medians
+from servecast.calibration.microbenchmarks.device import cpu_model
 from servecast.model.arrival_processes import GammaRenewal
 from servecast.model.engine_steps import EngineSteps, StepWork, decode_work, with_chunk
 from servecast.model.workload import Trace
@@ -80,11 +80,12 @@ def _run(scenario: Scenario, facts: LiveFacts, device: str, say: Report) -> None
     )
     facts.engine = {
         "engine": "servecast PyTorch engine",
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
+        "torch": str(torch.__version__),
+        "device": torch.cuda.get_device_name() if device == "cuda" else cpu_model(),
         "threads": spec.threads,
         "parameters": params,
-    } | {f"pair_{name}": value for name, value in pair.facts().items()}
+    }
+    facts.engine |= {f"pair_{name}": value for name, value in pair.facts().items()}
     bench = StepBench(target, draft, slots=spec.max_num_seqs, length=spec.max_model_len)
     facts.size = _size(params, device)
     if scenario.steps is not None:

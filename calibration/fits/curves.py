@@ -1,8 +1,8 @@
 r"""Rival forms of a kernel's time, each through the model's own functions, with parameters that are all positive.
 
 Families and their sizes stand in `AXES`. A roofline is :math:`t_0 + ((bytes / B)^q + (flop / F)^q)^{1/q}`
-(:func:`servecast.model.kernels.roofline_seconds`); its rivals fix q at 1 (nothing overlaps) or 2, fit it, or add work of
-`half` further rows (units that fill up: rate F m / (m + half)).
+(:func:`servecast.model.kernels.roofline_seconds`); its rivals fix q at 1 (nothing overlaps) or 2, fit it, or add
+work of `half` further rows (units that fill up: rate F m / (m + half)).
 """
 
 from __future__ import annotations

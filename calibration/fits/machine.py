@@ -40,6 +40,8 @@ SOFT = 0.15
 """Log residual from which a point weighs less."""
 LEAST_NOISE, MOST_NOISE = 1e-3, 0.1
 """Log residuals that the weak priors are weighed against: the scatter of the points, within these."""
+CLEAR = 2.0
+"""Standard errors by which a richer form must be better on held-out shapes."""
 FOLDS = 5
 LEAST_POINTS = 3
 LEAST_CLEAN = 2
@@ -267,13 +269,14 @@ def _fit(problem: _Problem) -> KernelFit:
 
 
 def _selected(forms: Sequence[Form], errors: Sequence[Floats]) -> Form:
-    """The simplest form that no other beats by a standard error of their difference."""
+    """The simplest form that no other beats by two standard errors of their difference: which form is chosen should
+    not change with the session."""
     if not errors[0].size:
         return forms[0]
     best = int(np.argmin([error.mean() for error in errors]))
     for form, error in zip(forms, errors, strict=True):
         difference = error - errors[best]
-        if difference.mean() <= difference.std(ddof=1) / np.sqrt(len(difference)):
+        if difference.mean() <= CLEAR * difference.std(ddof=1) / np.sqrt(len(difference)):
             return form
     return forms[best]
 

@@ -99,7 +99,7 @@ def involuntary_switches() -> int:
     """How often the system has taken a core from a thread of this process; 0 where it does not count."""
     if resource is None:
         return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw)
 
 
 def repeat(

@@ -70,7 +70,7 @@ def check(file: str, as_json: bool) -> None:
     """Whether a file is a complete profile: schema, ranges, and the samples beside it. Exit status 0 or 2."""
     try:
         document = load(file)
-        notes = _findings(document, Path(file))
+        notes = _findings(document, _place(file))
     except (ValueError, OSError) as error:
         if as_json:
             from servecast.cli.output import to_json
@@ -90,21 +90,30 @@ def check(file: str, as_json: bool) -> None:
         click.echo(f"  {note}")
 
 
+def _place(name: str) -> Path:
+    """The file itself; where a shipped profile lies."""
+    from servecast.calibration.machine_profile import shipped_machines
+
+    return shipped_machines().get(name, Path(name))
+
+
 def load(name: str) -> MachineDocument | ProfileDocument:
     """A document of either schema, by shipped name or from a file; one line as ValueError where it is neither."""
+    from servecast.calibration.machine_profile import read_machine, shipped_machines
     from servecast.calibration.profile import read_document, shipped_profiles
 
     path = Path(name)
     if name in shipped_profiles():
         return read_document(name)
+    if name in shipped_machines():
+        return read_machine(name)
     if not path.is_file():
-        raise ValueError(f"profile must be a file or one of {', '.join(shipped_profiles())}, got {name[:80]!r}")
+        known = ", ".join((*shipped_profiles(), *shipped_machines()))
+        raise ValueError(f"profile must be a file or one of {known}, got {name[:80]!r}")
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"{name}: a profile must be at most {MOST_BYTES >> 20} MiB, got {path.stat().st_size} bytes")
     schema = _schema(path)
     if schema == "servecast.machine/1":
-        from servecast.calibration.machine_profile import read_machine
-
         return read_machine(path)
     if schema == "servecast.profile/1":
         return read_document(name)

@@ -58,12 +58,20 @@ class StepBench:
         self._length = 0
         self._vocabulary = model.shape.vocab_size
         self._draw = random.Random(0)  # noqa: S311 (token ids)
-        size = {"max_num_seqs": slots + 8, "max_num_batched_tokens": 16 * length, "max_model_len": length}
-        self._plain = TorchEngine(model, **size)
-        self._armed = self._plain
-        if drafter is not None:
-            made = DraftModel(drafter, slots + 8, length)
-            self._armed = TorchEngine(model, **size, drafter=made, draft_length=lambda _: self._length)
+        self._plain = self._engine(model, length, None)
+        made = None if drafter is None else DraftModel(drafter, slots + 8, length)
+        self._armed = self._plain if made is None else self._engine(model, length, made)
+
+    def _engine(self, model: Llama, length: int, drafter: DraftModel | None) -> TorchEngine:
+        """More slots than any point decodes: prompts stand behind them."""
+        return TorchEngine(
+            model,
+            max_num_seqs=self.slots + 8,
+            max_num_batched_tokens=16 * length,
+            max_model_len=length,
+            drafter=drafter,
+            draft_length=lambda _: self._length,
+        )
 
     def seconds(self, point: StepPoint) -> float:
         """Time of one step, as a server that is never idle sees it."""

@@ -230,7 +230,8 @@ def _train(recipe: Recipe, data: Tensor, progress: Report | None) -> tuple[Llama
             of_draft.log_softmax(-1), of_target.detach().log_softmax(-1), log_target=True, reduction="batchmean"
         )
         optimiser.zero_grad(set_to_none=True)
-        (target_loss + 0.3 * draft_loss + distilled * at / steps).backward()
+        loss = target_loss + 0.3 * draft_loss + distilled * at / steps
+        loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         schedule.step()
