@@ -2,8 +2,8 @@
 [--speculation DATA] [--validation FILE ...]``.
 
 Transcripts are run here and now. FILE is what ``python -m servecast.validation.public --json`` (needs SERVECAST_DATA)
-and ``python benchmarks/run.py --install --json`` print; of --validation what ``servecast validate --json`` does. Results
-go to docs/tables/ and the README.
+and ``python benchmarks/run.py --install --json`` print; of --validation what ``servecast validate --json`` does.
+Results go to docs/tables/ and the README.
 """
 
 from __future__ import annotations

@@ -72,7 +72,14 @@ def run_server(scenario: Scenario, *, progress: Report | None = None) -> tuple[L
         trace = load_trace(loads, case, seed, capacity=capacity)
         run = run_open_loop(spec.url, load_requests(trace, vocabulary=1000, seed=seed), model=spec.served_model)
         notes = tuple(one for one in (*run.errors, run.aborted, run.clock_warning) if one)
-        facts.loads.append(replace(_run_of(case.name, trace, run.rows, notes), seed=seed, utilisation=case.utilisation))
+        facts.loads.append(
+            replace(
+                _run_of(case.name, trace, run.rows, notes),
+                seed=seed,
+                utilisation=case.utilisation,
+                client_lag_s=run.client_lag_p99_s,
+            )
+        )
         facts.notes += [f"{case.name}, seed {seed}: {one}" for one in notes]
         if run.aborted:
             facts.stopped = f"load {case.name}: {run.aborted}"

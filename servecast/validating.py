@@ -128,6 +128,7 @@ def result_document(found: Validated) -> dict[str, Any]:
                 "failed": int(run.rows.refused.sum()),
                 "pace_before": run.pace_before,
                 "pace_after": run.pace_after,
+                "client_lag_s": run.client_lag_s,
                 "notes": list(run.notes),
             }
             for run in facts.loads

@@ -26,6 +26,8 @@ class LoadRun:
     pace_before: float
     """Pace of the machine just before and just after, over the calibrated one: above 1 is slower. [-]"""
     pace_after: float
+    client_lag_s: float = 0.0
+    """99th percentile of how late requests were sent: a client that was kept from its work. [s]"""
     notes: tuple[str, ...] = ()
 
     @property

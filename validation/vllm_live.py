@@ -300,6 +300,7 @@ def _served(scenario: Scenario, loads: Loads, facts: LiveFacts, python: str, pai
                     rows=run.rows,
                     pace_before=before,
                     pace_after=probe.pace(steps),
+                    client_lag_s=run.client_lag_p99_s,
                     notes=(*notes, f"client lag p99 {1e3 * run.client_lag_p99_s:.1f} ms"),
                 )
             )

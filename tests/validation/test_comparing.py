@@ -54,6 +54,14 @@ def test_noise_takes_a_verdict_away_and_gives_none() -> None:
     assert overall(unsteady) is Verdict.NOT_JUDGED
 
 
+def test_a_late_client_takes_the_verdict_on_first_tokens_away_and_on_no_other() -> None:
+    facts = live_run()
+    facts.loads = [replace(run, client_lag_s=1.0) for run in facts.loads]
+    found = compare(scenario(), facts)
+    assert {one.verdict for one in _of(found, "load", "ttft p50")} == {Verdict.NOT_JUDGED}
+    assert {one.verdict for one in _of(found, "load light", "tpot mean", "simulator")} == {Verdict.WITHIN}
+
+
 def test_acceptance_by_hand() -> None:
     """Calibrated survivals 0.7^j at length 5; length 2 measured 1 + 0.7 + 0.49 = 2.19, to a round in a thousand."""
     found = _of(compare(scenario(), live_run()), "acceptance", "at 2")
