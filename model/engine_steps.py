@@ -110,7 +110,7 @@ class EngineSteps:
     log_scale_sd: float = 0.0
     """Of the machine's pace between one run and the next. [-]"""
     ranges: tuple[tuple[str, float, float], ...] = ()
-    """Name, least and most of what was measured: rows, sequences, context, gamma."""
+    """Name, least and most of what was measured: rows, sequences, cached tokens of a sequence."""
 
     def __post_init__(self) -> None:
         if not self.knots or len(self.knots) != len(self.row_s) or any(np.diff(self.knots) <= 0.0):
@@ -131,7 +131,7 @@ class EngineSteps:
         return np.asarray(features(self.knots, work) @ self.constants)
 
     def predict(self, work: StepWork) -> Prediction:
-        """One step with the 90 % interval of a measurement on another day; `calibrated` inside the measured rows."""
+        """One step with the 90 % interval of a measurement on another day; `calibrated` inside what was measured."""
         x = features(self.knots, work)
         value = float(x @ self.constants)
         own = 0.0 if self.covariance is None else float(x @ self.covariance @ x) / value**2
@@ -142,8 +142,11 @@ class EngineSteps:
 
     def inside(self, work: StepWork) -> bool:
         """Whether rows and sequences lie within what was measured."""
-        given = {"rows": float(np.max(work.rows)), "sequences": float(np.max(work.sequences))}
-        return all(given.get(name, low) <= high for name, low, high in self.ranges)
+        rows, sequences, cached = (float(np.max(one)) for one in (work.rows, work.sequences, work.cached))
+        given = {"rows": rows, "sequences": sequences}
+        if sequences:
+            given["context"] = cached / sequences
+        return all(low <= given.get(name, low) <= high for name, low, high in self.ranges)
 
     # ---- what the simulators ask ---------------------------------------------------------------------
 

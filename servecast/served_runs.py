@@ -57,7 +57,7 @@ def run_results(scenario: Scenario, folder: Path) -> tuple[LiveFacts, list[Compa
 def run_server(scenario: Scenario, *, progress: Report | None = None) -> tuple[LiveFacts, list[Comparison]]:
     """Loads of the scenario sent to a server that runs already."""
     from servecast.validation.http_load import load_requests, run_open_loop
-    from servecast.validation.torch_live import load_trace
+    from servecast.validation.live_loads import load_trace, served_load
 
     spec, loads = scenario.engine, scenario.loads
     if loads is None or spec.url is None or spec.served_model is None:
@@ -71,18 +71,11 @@ def run_server(scenario: Scenario, *, progress: Report | None = None) -> tuple[L
     for number, (case, seed) in enumerate(runs):
         trace = load_trace(loads, case, seed, capacity=capacity)
         run = run_open_loop(spec.url, load_requests(trace, vocabulary=1000, seed=seed), model=spec.served_model)
-        notes = tuple(one for one in (*run.errors, run.aborted, run.clock_warning) if one)
-        facts.loads.append(
-            replace(
-                _run_of(case.name, trace, run.rows, notes),
-                seed=seed,
-                utilisation=case.utilisation,
-                client_lag_s=run.client_lag_p99_s,
-            )
-        )
-        facts.notes += [f"{case.name}, seed {seed}: {one}" for one in notes]
-        if run.aborted:
-            facts.stopped = f"load {case.name}: {run.aborted}"
+        load = served_load(run, case=case, seed=seed, pace=(NAN, NAN))  # nobody probes a server that is not ours
+        facts.loads.append(load)
+        facts.notes += [f"{case.name}, seed {seed}: {one}" for one in load.notes]
+        if run.aborted or run.clock_warning:
+            facts.stopped = f"load {case.name}: {run.aborted or run.clock_warning}"
             break
         if progress is not None:
             progress("loads", number + 1, len(runs))

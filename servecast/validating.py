@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from servecast.validation.comparing import compare, not_reached
+from servecast.validation.comparing import compare, not_reached, unanswered
 from servecast.validation.live_facts import LiveFacts
 from servecast.validation.scenario import Scenario, parse_scenario, shipped_scenarios, shipped_text
 from servecast.validation.validated import Validated
@@ -67,11 +67,12 @@ def validate(
     """
     begun = time.perf_counter()
     facts, more = _live(scenario, folder, device, vllm_python or os.environ.get(VLLM_PYTHON), progress)
+    comparisons = (*compare(scenario, facts), *more)
     return Validated(
         scenario=scenario,
         facts=facts,
-        comparisons=(*compare(scenario, facts), *more),
-        missing=tuple(not_reached(scenario, facts)),
+        comparisons=comparisons,
+        missing=(*not_reached(scenario, facts), *unanswered(scenario, comparisons)),
         wall_s=time.perf_counter() - begun,
     )
 
@@ -82,8 +83,12 @@ def _live(
     kind = scenario.engine.kind
     if kind == "torch":
         _require_torch()
+        import torch
+
         from servecast.validation.torch_live import run_torch
 
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device must be cpu where torch sees no CUDA device, got 'cuda'")
         return run_torch(scenario, device=device, progress=progress), []
     if kind == "vllm":
         _require_torch()

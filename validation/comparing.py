@@ -23,6 +23,8 @@ from servecast.validation.verdicts import Comparison
 Floats = NDArray[np.float64]
 
 NAN = float("nan")
+FAILED_SHARE = 0.01
+"""Of the requests of one run: with more of them failed, what the others saw is another load's, and is not judged."""
 
 
 def compare(scenario: Scenario, facts: LiveFacts) -> list[Comparison]:
@@ -34,7 +36,7 @@ def compare(scenario: Scenario, facts: LiveFacts) -> list[Comparison]:
         if facts.drafted is not None:
             found += _steps(scenario, facts, facts.fit, facts.drafted, "speculative steps")
     found += _loads(scenario, facts)
-    if scenario.speculation is not None and facts.acceptance_calibrated:
+    if scenario.speculation is not None and any(one.rounds for one in facts.acceptance_calibrated):
         curve = acceptance_curve(facts.acceptance_calibrated, max(scenario.speculation.lengths))
         found += _acceptance(scenario, facts, curve)
         if facts.fit is not None and facts.compared is not None and facts.acceptance_validated:
@@ -51,9 +53,39 @@ def not_reached(scenario: Scenario, facts: LiveFacts) -> list[str]:
         due = len(scenario.loads.cases) * len(scenario.loads.seeds)
         if len(facts.loads) < due:
             missing.append(f"{due - len(facts.loads)} of {due} loads")
-    if scenario.speculation is not None and not facts.acceptance_validated:
-        missing.append("acceptance and draft lengths")
+    if scenario.speculation is not None:
+        due_lengths = {length for length in scenario.speculation.lengths if length}
+        absent = due_lengths - {one.draft_length for one in facts.acceptance_validated}
+        if scenario.engine.kind in ("torch", "vllm") and absent:
+            missing.append(f"acceptance at {len(absent)} of {len(due_lengths)} draft lengths")
     return missing
+
+
+_ANSWERS: dict[str, tuple[str, str]] = {
+    "decode_step_mape": ("decode steps", ""),
+    "speculative_step_mape": ("speculative steps", ""),
+    "ttft_p50": ("load", "ttft p50"),
+    "ttft_p95": ("load", "ttft p95"),
+    "ttft_mean": ("load", "ttft mean"),
+    "tpot_mean": ("load", "tpot mean"),
+    "mean_acceptance_length": ("acceptance", ""),
+    "draft_length_regret": ("draft length", "batch"),
+    "mean_draft_length_regret": ("draft length", "mean"),
+    "kv_blocks": ("kv blocks", ""),
+    "table_followed": ("draft-length table", ""),
+}
+"""Part and beginning of the metric that a budget is for."""
+
+
+def unanswered(scenario: Scenario, comparisons: Sequence[Comparison]) -> list[str]:
+    """Budgets that no comparison was made for: the engine cannot say, or the run did not come to it."""
+    budgets = scenario.budgets.model_dump()
+    return [
+        f"budget {name}"
+        for name, (part, metric) in _ANSWERS.items()
+        if budgets[name] not in (None, False)
+        and not any(one.part.startswith(part) and one.metric.startswith(metric) for one in comparisons)
+    ]
 
 
 # ---- single steps ----------------------------------------------------------------------------------------
@@ -180,16 +212,14 @@ def over_seeds(
 ) -> list[Comparison]:
     """Means over the seeds of one case of every figure, predicted and measured."""
     measured = [figures(run.rows) for run in runs]
-    pace = float(np.median([run.pace_change for run in runs]))
-    lag = float(np.mean([run.client_lag_s for run in runs]))
+    pace = max(run.pace_change for run in runs)
+    failed = max(float(run.rows.refused.mean()) for run in runs)
     found = []
     for name in FIGURES:
         seen = np.array([one[name] for one in measured])
         value, low, high = (float(np.mean([one[name][i] for one in predicted])) for i in range(3))
         mean = float(np.mean(seen))
         base = naive.get(name)
-        # a request that was sent late has waited in the client, which no engine's model foretells
-        noise = max(pace, lag / mean) if name.startswith("ttft") and mean > 0.0 and lag > 0.0 else pace
         found.append(
             Comparison(
                 part=f"load {runs[0].case}",
@@ -202,11 +232,12 @@ def over_seeds(
                 measured=mean,
                 measured_lo=float(np.min(seen)),
                 measured_hi=float(np.max(seen)),
-                error=value / mean - 1.0 if mean > 0.0 else NAN,
+                error=value / mean - 1.0 if mean > 0.0 and failed <= FAILED_SHARE else NAN,
                 baseline=None if base is None or not mean > 0.0 else base / mean - 1.0,
                 budget=_load_budget(scenario, name, executor),
-                noise=noise,
-                noise_limit=scenario.noise.pace if np.isfinite(noise) else None,
+                noise=pace,
+                # nobody probes the pace of a server that is not ours
+                noise_limit=scenario.noise.pace if np.isfinite(pace) else None,
                 group=f"utilisation {runs[0].utilisation:g}" if np.isfinite(runs[0].utilisation) else "",
             )
         )
@@ -247,6 +278,7 @@ def _unqueued(line: EngineSteps, runs: Sequence[LoadRun]) -> dict[str, float]:
 def _acceptance(scenario: Scenario, facts: LiveFacts, curve: AcceptanceCurve) -> list[Comparison]:
     """Mean acceptance length at every draft length; the naive one has a single acceptance probability."""
     alpha = facts.acceptance_calibrated[0].survived[0] / facts.acceptance_calibrated[0].rounds
+    budget = scenario.budgets.mean_acceptance_length
     found = []
     for count in facts.acceptance_validated:
         predicted, measured = curve.at(count.draft_length), count.mean_acceptance_length
@@ -266,7 +298,8 @@ def _acceptance(scenario: Scenario, facts: LiveFacts, curve: AcceptanceCurve) ->
                 error=predicted.value - measured,
                 baseline=sum(alpha**j for j in range(count.draft_length + 1)) - measured,
                 budget=scenario.budgets.mean_acceptance_length,
-                noise=count.standard_error / measured,
+                noise=error / measured,
+                noise_limit=None if budget is None else budget / measured,
             )
         )
     return found
@@ -281,10 +314,16 @@ def _draft_lengths(
     longest = max(speculation.lengths)
     batches = list(speculation.batches)
     schedule = chosen_lengths(facts.fit.steps, curve, batches, facts.context, max_length=longest)
-    lengths = np.asarray(schedule.lengths)
+    # where a table was written for the engine, it is the table that is judged
+    lengths = np.array([facts.table.get(batch, int(schedule.lengths[i])) for i, batch in enumerate(batches)])
     medians = point_medians(facts.compared)
     seconds = _grid(medians, batches, longest)
-    tokens = np.array([1.0, *(one.mean_acceptance_length for one in facts.acceptance_validated)])
+    tokens = np.full(longest + 1, np.nan)
+    tokens[0] = 1.0
+    for one in facts.acceptance_validated:
+        tokens[one.draft_length] = one.mean_acceptance_length
+    if np.isnan(tokens).any():
+        return []  # a best length among some of them is no best length
     goodput = measured_goodput(seconds, batches, tokens)
     lost = regrets(goodput, lengths)
     middle = regrets(goodput, np.full(len(batches), min(3, longest)))

@@ -53,7 +53,8 @@ class AcceptanceCount:
 
 def acceptance_curve(counts: Sequence[AcceptanceCount], max_length: int) -> AcceptanceCurve:
     """Tokens per step by draft length, from the lengths that were run."""
-    return fit_acceptance([one.sample() for one in counts if one.draft_length], max_length=max_length).curve
+    samples = [one.sample() for one in counts if one.draft_length and one.rounds]
+    return fit_acceptance(samples, max_length=max_length).curve
 
 
 def chosen_lengths(

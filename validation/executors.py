@@ -41,9 +41,22 @@ def closed_form(trace: Trace, steps: StepTimes, limits: EngineLimits) -> Request
     first = last = np.empty(0)
     for _ in range(3):
         alone = pace[beside - 1]
-        prompt = np.array([steps.mixed(_chunks(int(n), limits), 1, beside, int(beside * context)) for n in trace.n_in])
-        extra = prompt - alone
-        first, last = transient(trace.t_s, trace.n_out, extra, pace, cap)
+        # every chunk of a long prompt is a step of its own
+        prompt = np.array(
+            [
+                sum(steps.mixed([one], 1, beside, int(beside * context)) for one in _chunks(int(n), limits))
+                for n in trace.n_in
+            ]
+        )
+        first, last = transient(
+            trace.t_s,
+            trace.n_out,
+            prompt - alone,
+            pace,
+            cap,
+            n_in=trace.n_in,
+            step_tokens=float(limits.max_num_batched_tokens),
+        )
         stay = float((last - trace.t_s).sum())
         beside = int(np.clip(round(stay / max(float(last.max() - trace.t_s[0]), 1e-12)), 1, cap))
     own = steps.first_token_s
@@ -117,6 +130,8 @@ def baseline_steps(
         cached_token_s=0.0,
         pair_s=0.0,
         chunk_s=0.0,
+        draft_pass_s=0.0,
+        draft_row_s=0.0,
         first_token_s=0.0,
         covariance=None,
     )

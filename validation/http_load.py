@@ -26,6 +26,9 @@ from servecast.model.request_rows import RequestRows, measured_rows
 from servecast.validation.completion_stream import StreamError, TokenStream, excerpt, exchange
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from servecast.model.workload import Trace
 
 MAX_KINDS = 10
@@ -56,6 +59,8 @@ class LiveRun:
     """Of every request that was sent; stamps count from the start of the run."""
     errors: tuple[str, ...]
     """One message for each kind of fault."""
+    sent_s: NDArray[np.float64]
+    """When each request of `rows` was truly sent, in their order; counts from the start of the run."""
     client_lag_p99_s: float
     """99th percentile of true less planned time of sending; NaN where nothing was sent."""
     aborted: str | None
@@ -317,6 +322,9 @@ class _Load:
         lag = float(np.percentile([one.lag_s for one in sent], 99.0)) if sent else float("nan")
         return LiveRun(
             rows=rows,
+            sent_s=np.array([one.arrival_s + done.lag_s for one, done in zip(asked, sent, strict=True)])[
+                np.argsort([one.arrival_s for one in asked], kind="stable")
+            ],
             errors=self.faults.messages(),
             client_lag_p99_s=lag,
             aborted=aborted,

@@ -13,6 +13,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 SCHEMA = "servecast.scenario/1"
+ROOM = 16
+"""Places of a sequence's slot that drafts may reach past its end. [tokens]"""
+POSITIONS = 2048
+"""That the trained pair's positions are made for. [tokens]"""
 
 Text = Annotated[str, Field(min_length=1, max_length=200, strict=True)]
 Count = Annotated[int, Field(ge=1, le=100_000, strict=True)]
@@ -42,7 +46,7 @@ class EngineSpec(Part):
     threads: Annotated[int, Field(ge=1, le=256, strict=True)] = 1
     max_num_seqs: Annotated[int, Field(ge=1, le=1024, strict=True)] = 32
     max_num_batched_tokens: Annotated[int, Field(ge=1, le=65_536, strict=True)] = 256
-    max_model_len: Annotated[int, Field(ge=64, le=65_536, strict=True)] = 640
+    max_model_len: Annotated[int, Field(ge=320, le=65_536, strict=True)] = 640
     kv_cache_gib: Annotated[int, Field(ge=1, le=1024, strict=True)] = 1
     """vllm on a CPU."""
     url: Annotated[str, Field(max_length=500)] | None = None
@@ -133,8 +137,8 @@ class Speculation(Part):
     context: Annotated[int, Field(ge=16, le=65_536, strict=True)] = 192
     """Cached tokens at which lengths are compared."""
     prompts: Annotated[int, Field(ge=4, le=4096, strict=True)] = 64
-    prompt_tokens: Count = 64
-    output_tokens: Count = 32
+    prompt_tokens: Annotated[int, Field(ge=2, le=65_536, strict=True)] = 64
+    output_tokens: Annotated[int, Field(ge=8, le=65_536, strict=True)] = 32
     rounds: Annotated[int, Field(ge=2, le=100, strict=True)] = 4
     """vllm: repeats of every batch; texts of even ones calibrate acceptance, those of odd ones judge it."""
 
@@ -204,18 +208,45 @@ class Scenario(Part):
             )
         if self.engine.kind == "server" and self.loads is None:
             raise ValueError("loads must be given for an engine of kind server, got none")
+        if self.engine.kind in ("server", "results"):
+            for name in ("max_num_seqs", "max_num_batched_tokens"):
+                if name not in self.engine.model_fields_set:
+                    raise ValueError(f"engine.{name} must be given for kind {self.engine.kind}, got none")
         if self.steps is not None:
-            most = max(self.steps.calibrated.batches + self.steps.validated.batches)
-            if most > self.engine.max_num_seqs:
-                raise ValueError(f"batches must be at most max_num_seqs {self.engine.max_num_seqs}, got {most}")
-            context = max(self.steps.calibrated.contexts + self.steps.validated.contexts)
-            if context + 16 > self.engine.max_model_len:
-                raise ValueError(f"contexts must be below max_model_len - 16, got {context}")
+            self._check_steps(self.steps)
+        if self.speculation is not None and self.engine.kind in ("torch", "vllm"):
+            self._check_speculation(self.speculation)
         if self.loads is not None and self.engine.kind in ("torch", "vllm"):
             longest = self.loads.prompt_tokens[1] + self.loads.output_tokens[1]
-            if longest + 16 > self.engine.max_model_len:
+            if self.loads.prompt_tokens[0] < 2:
+                raise ValueError(f"loads.prompt_tokens must be at least 2, got {self.loads.prompt_tokens[0]}")
+            if longest + ROOM > self.engine.max_model_len:
                 raise ValueError(f"prompt and output must leave 16 of max_model_len free, got {longest} tokens")
         return self
+
+    def _check_steps(self, steps: Steps) -> None:
+        most = max(steps.calibrated.batches + steps.validated.batches)
+        if most > self.engine.max_num_seqs:
+            raise ValueError(f"batches must be at most max_num_seqs {self.engine.max_num_seqs}, got {most}")
+        context = max(steps.calibrated.contexts + steps.validated.contexts)
+        if context + ROOM > self.engine.max_model_len:
+            raise ValueError(f"contexts must be below max_model_len - {ROOM}, got {context}")
+        if self.engine.max_model_len > POSITIONS:
+            raise ValueError(
+                f"max_model_len must be at most {POSITIONS}, what the pair knows, got {self.engine.max_model_len}"
+            )
+
+    def _check_speculation(self, speculation: Speculation) -> None:
+        most = max(speculation.batches)
+        if most > self.engine.max_num_seqs:
+            raise ValueError(f"speculation.batches must be at most max_num_seqs {self.engine.max_num_seqs}, got {most}")
+        longest = max(speculation.context, speculation.prompt_tokens + speculation.output_tokens)
+        if longest + ROOM > self.engine.max_model_len:
+            raise ValueError(f"speculation must leave {ROOM} of max_model_len free, got {longest} tokens")
+        if self.steps is not None and speculation.context in self.steps.calibrated.contexts:
+            raise ValueError(
+                f"speculation.context must be none of steps.calibrated.contexts, got {speculation.context} in both"
+            )
 
 
 def parse_scenario(value: object, *, name: str) -> Scenario:

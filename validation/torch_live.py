@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from servecast.calibration.fits.arrival_draws import arrival_times
 from servecast.calibration.fits.engine_steps import StepSamples, fit_steps, point_medians
 from servecast.calibration.microbenchmarks.device import cpu_model
-from servecast.model.arrival_processes import GammaRenewal
 from servecast.model.engine_steps import EngineSteps, StepWork, decode_work, with_chunk
 from servecast.model.workload import Trace
 from servecast.validation.draft_choice import AcceptanceCount
 from servecast.validation.executors import capacity_rps
+from servecast.validation.http_load import Clock, clock_warning
 from servecast.validation.live_facts import EngineSize, LiveFacts, LoadRun
-from servecast.validation.scenario import LoadCase, Loads, Scenario, Speculation, Steps
+from servecast.validation.live_loads import load_trace
+from servecast.validation.scenario import Loads, Scenario, Speculation, Steps
 from servecast.validation.scheduler import EngineLimits
 from servecast.validation.torch_engine.cells import StepBench, StepPoint, StepSample, measure
 from servecast.validation.torch_engine.drafters import DraftModel
@@ -58,8 +58,8 @@ def run_torch(scenario: Scenario, *, device: str = "cpu", progress: Report | Non
         _run(scenario, facts, device, say)
     except KeyboardInterrupt:
         facts.stopped = "interrupted"
-    except RuntimeError as error:
-        facts.stopped = str(error).splitlines()[0][:300]
+    except (RuntimeError, ValueError, OSError) as error:
+        facts.stopped = " ".join(str(error).split())[:300]
     return facts
 
 
@@ -213,7 +213,9 @@ def _loads(
             max_model_len=scenario.engine.max_model_len,
         )
         before = pace(bench, steps, scenario.seed)
+        clocks = Clock().read()
         run = serve(engine, requests_of(trace, tokens))
+        warning = clock_warning(clocks, Clock().read())
         facts.loads.append(
             LoadRun(
                 case=case.name,
@@ -226,6 +228,8 @@ def _loads(
                 pace_after=pace(bench, steps, scenario.seed + 1),
             )
         )
+        if warning:
+            raise RuntimeError(f"load {case.name}: {warning}")
         say("loads", number + 1, len(runs))
 
 
@@ -247,21 +251,6 @@ def pace(bench: StepBench, steps: EngineSteps, seed: int) -> float:
 def _capacity(loads: Loads, steps: EngineSteps, limits: EngineLimits) -> float:
     n_in, n_out = (np.linspace(*span, 33) for span in (loads.prompt_tokens, loads.output_tokens))
     return capacity_rps(steps, limits, n_in, n_out)
-
-
-def load_trace(loads: Loads, case: LoadCase, seed: int, *, capacity: float) -> Trace:
-    """Requests of one case: gamma gaps at its share of the capacity, uniform lengths; one seed, one trace."""
-    rng = np.random.default_rng([seed, sum(case.name.encode())])
-    process = GammaRenewal.from_cv(case.utilisation * capacity, case.gap_cv)
-    times = arrival_times(process, loads.requests, rng)
-    low_in, high_in = loads.prompt_tokens
-    low_out, high_out = loads.output_tokens
-    return Trace(
-        name=f"{case.name} seed {seed}",
-        t_s=times - times[0],
-        n_in=rng.integers(low_in, high_in + 1, loads.requests),
-        n_out=rng.integers(low_out, high_out + 1, loads.requests),
-    )
 
 
 def requests_of(trace: Trace, tokens: Sequence[int]) -> list[Request]:

@@ -24,4 +24,5 @@ class Validated:
     def verdict(self) -> Verdict:
         """Of the whole; a run that did not come to everything is never within."""
         found = overall(self.comparisons)
-        return Verdict.NOT_JUDGED if self.missing and found is Verdict.WITHIN else found
+        short = bool(self.missing) or self.facts.stopped is not None
+        return Verdict.NOT_JUDGED if short and found is Verdict.WITHIN else found

@@ -27,12 +27,12 @@ from servecast.readers.huggingface import read_config
 from servecast.validation.draft_choice import AcceptanceCount, acceptance_curve, chosen_lengths
 from servecast.validation.executors import capacity_rps
 from servecast.validation.http_load import LiveRun, LoadRequest, load_requests, run_open_loop
-from servecast.validation.live_facts import LiveFacts, LoadRun
+from servecast.validation.live_facts import LiveFacts
+from servecast.validation.live_loads import load_trace, served_load
 from servecast.validation.metrics import latencies
 from servecast.validation.scenario import Loads, Scenario, Speculation
 from servecast.validation.scheduler import EngineLimits
 from servecast.validation.torch_engine.trained_pair import RECIPES, TrainedPair, trained_pair
-from servecast.validation.torch_live import load_trace
 from servecast.validation.vllm_server import VllmServer, run_paired
 
 Report = Callable[[str, int, int], None]
@@ -111,11 +111,15 @@ class InProcess:
         return run_paired(self._python, words, self._folder / f"{self._runs}.jsonl", threads=spec.threads)
 
     def prompts(self, speculation: Speculation) -> Path:
-        """Prompts from both held-out parts, spread evenly."""
-        size, tokens = speculation.prompt_tokens, self.pair.tokens("calibration") + self.pair.tokens("validation")
-        stride = max((len(tokens) - size) // (4 * speculation.prompts), 1)
+        """Prompts from the two held-out parts by turns, spread evenly through each."""
+        size = speculation.prompt_tokens
+        parts = []
+        for name in ("calibration", "validation"):
+            tokens = self.pair.tokens(name)
+            stride = max((len(tokens) - size) // (2 * speculation.prompts), 1)
+            parts.append([tokens[at : at + size] for at in range(0, len(tokens) - size, stride)])
         path = self._folder / "prompts.json"
-        path.write_text(json.dumps([tokens[at : at + size] for at in range(0, len(tokens) - size, stride)]))
+        path.write_text(json.dumps([prompt for both in zip(*parts, strict=False) for prompt in both]))
         return path
 
 
@@ -289,23 +293,18 @@ def _served(scenario: Scenario, loads: Loads, facts: LiveFacts, python: str, pai
             trace = load_trace(loads, case, seed, capacity=capacity)
             before = probe.pace(steps)
             run = run_open_loop(server.url, load_requests(trace, vocabulary=1024, seed=seed), model=server.model)
-            notes = [one for one in (*run.errors, run.aborted, run.clock_warning) if one]
+            fault = run.aborted or run.clock_warning
             facts.loads.append(
-                LoadRun(
-                    case=case.name,
+                served_load(
+                    run,
+                    case=case,
                     seed=seed,
-                    utilisation=case.utilisation,
-                    busy_share=float("nan"),
-                    trace=trace,
-                    rows=run.rows,
-                    pace_before=before,
-                    pace_after=probe.pace(steps),
-                    client_lag_s=run.client_lag_p99_s,
-                    notes=(*notes, f"client lag p99 {1e3 * run.client_lag_p99_s:.1f} ms"),
+                    # a server that is gone has no pace, and what was measured is kept
+                    pace=(before, float("nan") if run.aborted else probe.pace(steps)),
                 )
             )
-            if run.aborted:
-                raise RuntimeError(f"load {case.name}: {run.aborted}")
+            if fault:
+                raise RuntimeError(f"load {case.name}: {fault}")
             say("loads", number + 1, len(runs))
 
 

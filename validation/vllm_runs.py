@@ -157,7 +157,15 @@ def _closed_form(run: ProfiledRun, steps: ScaledSteps, limits: EngineLimits) -> 
     alone = steps.lockstep((decoding,) * run.dp)
     others = (decoding,) * (run.dp - 1)
     prefill = np.array([steps.lockstep((([(0, int(n))], 1, *decoding[2:]), *others)) - alone for n in run.n_in])
-    first, last = transient(run.arrival_s, run.n_out, prefill, _pace(run, steps, limits), cap)
+    first, last = transient(
+        run.arrival_s,
+        run.n_out,
+        prefill,
+        _pace(run, steps, limits),
+        cap,
+        n_in=run.n_in,
+        step_tokens=float(limits.max_num_batched_tokens * run.dp),
+    )
     nothing = np.zeros(run.n_in.shape, dtype=np.int32)
     return RequestRows(
         arrival_s=run.arrival_s,

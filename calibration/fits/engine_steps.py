@@ -155,6 +155,7 @@ def fit_steps(samples: StepSamples, *, first_token_s: float = 0.0) -> StepsFit:
         ranges=(
             ("rows", float(rows.min()), float(rows.max())),
             ("sequences", float(np.min(medians.work.sequences)), float(np.max(medians.work.sequences))),
+            ("context", *_contexts(medians.work)),
         ),
     )
     return StepsFit(
@@ -167,6 +168,13 @@ def fit_steps(samples: StepSamples, *, first_token_s: float = 0.0) -> StepsFit:
         noise_cv=float(np.nanmedian(medians.cv)) if np.isfinite(medians.cv).any() else float("nan"),
         drift_cv=float(np.std(np.log(medians.block_factor))),
     )
+
+
+def _contexts(work: StepWork) -> tuple[float, float]:
+    """Least and most cached tokens of a decoding sequence."""
+    sequences, cached = np.asarray(work.sequences, dtype=np.float64), np.asarray(work.cached, dtype=np.float64)
+    each = cached[sequences > 0.0] / sequences[sequences > 0.0]
+    return (float(each.min()), float(each.max())) if each.size else (0.0, 0.0)
 
 
 def constant_names(knots: Sequence[float]) -> list[str]:

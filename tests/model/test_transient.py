@@ -28,11 +28,24 @@ def test_one_token_by_hand() -> None:
 
 
 def test_two_requests_at_once_by_hand() -> None:
+    # hand: both prompts in one step until 4 s; both lack four tokens at 1.5 s a step, 10 s
+    first, last = transient([0.0, 0.0], [5, 5], [2.0, 2.0], [1.0, 1.5], 2)
+    np.testing.assert_allclose(first, [4.0, 4.0], rtol=1e-12)
+    np.testing.assert_allclose(last, [10.0, 10.0], rtol=1e-12)
+
+
+def test_two_requests_that_no_step_holds_together_by_hand() -> None:
     # hand: A's prompt until 2 s; B's beside A's second token, 2 + 1 s, until 5 s. A lacks three, B four tokens: both
     # decode at 1.5 s a step, A until 9.5 s, B's last alone at 1 s, 10.5 s
-    first, last = transient([0.0, 0.0], [5, 5], [2.0, 2.0], [1.0, 1.5], 2)
+    first, last = transient([0.0, 0.0], [5, 5], [2.0, 2.0], [1.0, 1.5], 2, n_in=[10, 10], step_tokens=19)
     np.testing.assert_allclose(first, [2.0, 5.0], rtol=1e-12)
     np.testing.assert_allclose(last, [9.5, 10.5], rtol=1e-12)
+
+
+def test_who_comes_during_a_step_shares_the_next_one_by_hand() -> None:
+    # hand: A alone until 2 s; B and C come at 1 s and 1.5 s, share a step of 2 + 2 s and A's second token at 1 s: 7 s
+    first, _ = transient([0.0, 1.0, 1.5], [9, 2, 2], [2.0, 2.0, 2.0], [1.0, 1.0, 1.0], 3)
+    np.testing.assert_allclose(first, [2.0, 7.0, 7.0], rtol=1e-12)
 
 
 def test_three_requests_for_one_place_by_hand() -> None:

@@ -40,7 +40,7 @@ def samples(works: list[StepWork], *, factor: float = 1.0, noise: float = 0.01, 
 
 def live_run(*, factor: float = 1.0, noise: float = 0.01, pace_after: float = 1.0) -> LiveFacts:
     """Facts whose engine takes `factor` times as long as its calibration says."""
-    from servecast.validation.torch_live import load_trace
+    from servecast.validation.live_loads import load_trace
 
     plan = scenario()
     assert plan.loads is not None

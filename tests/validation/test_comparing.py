@@ -10,9 +10,10 @@ import pytest
 from live_samples import LIMITS, TRUTH, live_run, scenario
 
 from servecast.model.workload import Trace
-from servecast.validation.comparing import compare, not_reached
+from servecast.validation.comparing import compare, not_reached, unanswered
 from servecast.validation.draft_choice import AcceptanceCount, measured_goodput, regrets
 from servecast.validation.executors import capacity_rps, closed_form, figures, simulated
+from servecast.validation.validated import Validated
 from servecast.validation.verdicts import Comparison, Verdict, overall
 
 
@@ -54,12 +55,43 @@ def test_noise_takes_a_verdict_away_and_gives_none() -> None:
     assert overall(unsteady) is Verdict.NOT_JUDGED
 
 
-def test_a_late_client_takes_the_verdict_on_first_tokens_away_and_on_no_other() -> None:
+def test_failed_requests_take_verdicts_away() -> None:
+    """Two of forty failed: what the others saw is another load's."""
     facts = live_run()
-    facts.loads = [replace(run, client_lag_s=1.0) for run in facts.loads]
-    found = compare(scenario(), facts)
-    assert {one.verdict for one in _of(found, "load", "ttft p50")} == {Verdict.NOT_JUDGED}
-    assert {one.verdict for one in _of(found, "load light", "tpot mean", "simulator")} == {Verdict.WITHIN}
+    bad = np.arange(40) < 2
+    facts.loads = [replace(run, rows=replace(run.rows, refused=bad)) for run in facts.loads]
+    found = [one for one in _of(compare(scenario(), facts), "load") if one.budget is not None]
+    assert {one.verdict for one in found} == {Verdict.NOT_JUDGED}
+
+
+def test_one_disturbed_seed_is_enough_to_judge_nothing() -> None:
+    facts = live_run()
+    facts.loads = [replace(run, pace_after=1.3) if run.seed == 2 else run for run in facts.loads]
+    found = [one for one in _of(compare(scenario(), facts), "load") if one.budget is not None]
+    assert {one.verdict for one in found} == {Verdict.NOT_JUDGED}
+
+
+def test_a_run_that_stopped_is_never_within() -> None:
+    facts = live_run()
+    found = [one for one in compare(scenario(), facts) if one.verdict is Verdict.WITHIN]
+    whole = Validated(scenario=scenario(), facts=facts, comparisons=tuple(found), missing=(), wall_s=1.0)
+    assert whole.verdict is Verdict.WITHIN
+    facts.stopped = "interrupted"
+    assert whole.verdict is Verdict.NOT_JUDGED
+
+
+def test_a_budget_that_nothing_answers_is_named() -> None:
+    assert unanswered(scenario("vllm-cpu"), compare(scenario(), live_run())) == [
+        "budget kv_blocks",
+        "budget table_followed",
+    ]
+
+
+def test_lengths_that_were_not_all_counted_choose_nothing() -> None:
+    facts = live_run()
+    facts.acceptance_validated = facts.acceptance_validated[:2]
+    assert not _of(compare(scenario(), facts), "draft length")
+    assert not_reached(scenario(), facts) == ["acceptance at 3 of 5 draft lengths"]
 
 
 def test_acceptance_by_hand() -> None:
@@ -112,7 +144,7 @@ def test_a_run_that_ended_early_is_compared_as_far_as_it_came() -> None:
     found = compare(scenario(), facts)
     assert _of(found, "decode steps")
     assert not _of(found, "draft length")
-    assert not_reached(scenario(), facts) == ["5 of 8 loads", "acceptance and draft lengths"]
+    assert not_reached(scenario(), facts) == ["5 of 8 loads", "acceptance at 5 of 5 draft lengths"]
 
 
 def test_exact_facts() -> None:
