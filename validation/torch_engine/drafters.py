@@ -32,6 +32,10 @@ class Drafter(Protocol):
         """Two slots change places."""
         ...
 
+    def move(self, source: int, target: int, tokens: int) -> None:
+        """One slot takes the place of another that is not needed any more."""
+        ...
+
 
 class DraftModel:
     """Greedy tokens of a small model.
@@ -71,6 +75,10 @@ class DraftModel:
         """See `Drafter`."""
         self._cache.swap(one, other, tokens)
 
+    def move(self, source: int, target: int, tokens: int) -> None:
+        """See `Drafter`."""
+        self._cache.move(source, target, tokens)
+
 
 class NgramDrafter:
     """What followed the last time that the sequence's most recent tokens stood in it: prompt lookup."""
@@ -102,3 +110,6 @@ class NgramDrafter:
 
     def swap(self, one: int, other: int, tokens: int) -> None:
         """Nothing is kept by slot."""
+
+    def move(self, source: int, target: int, tokens: int) -> None:
+        """Likewise."""

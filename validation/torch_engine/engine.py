@@ -270,15 +270,20 @@ class TorchEngine:
             hole = len(self._decoding) - 1
             last = self._decoding.pop()
             if slot < hole:
-                self._swap(hole, slot, last.length)
+                self._move(hole, slot, last.length)
                 self._decoding[slot] = last
             if self._prompting:
                 # the hole is now between decoding sequences and prompts: the last prompt fills it
                 end = hole + len(self._prompting)
-                self._swap(end, hole, self._prompting[-1].computed)
+                self._move(end, hole, self._prompting[-1].computed)
                 self._prompting.insert(0, self._prompting.pop())
 
     def _swap(self, one: int, other: int, tokens: int) -> None:
         self.cache.swap(one, other, tokens)
         if self.drafter is not None:
             self.drafter.swap(one, other, tokens)
+
+    def _move(self, source: int, target: int, tokens: int) -> None:
+        self.cache.move(source, target, tokens)
+        if self.drafter is not None:
+            self.drafter.move(source, target, tokens)

@@ -66,6 +66,11 @@ class SlotCache:
             store[:, one, :, :tokens] = store[:, other, :, :tokens]
             store[:, other, :, :tokens] = held
 
+    def move(self, source: int, target: int, tokens: int) -> None:
+        """The first `tokens` positions of one slot into another, whose own are not needed any more."""
+        for store in (self.keys, self.values):
+            store[:, target, :, :tokens] = store[:, source, :, :tokens]
+
 
 class RmsNorm(nn.Module):
     def __init__(self, size: int, eps: float) -> None:
