@@ -44,7 +44,7 @@ MIXED = (
     (1, ((0, 32), (0, 64), (0, 96))),
 )
 """Prompts beside decodes: divisor of the largest batch, chunks. [tokens]"""
-PACE_REPEATS = 4
+PACE_REPEATS = 3
 
 
 def run_torch(scenario: Scenario, *, device: str = "cpu", progress: Report | None = None) -> LiveFacts:
@@ -235,13 +235,9 @@ def _loads(
 
 def pace(bench: StepBench, steps: EngineSteps, seed: int) -> float:
     """The machine's pace now over the calibrated one: median ratio of a few steps, fresh order. [-]"""
-    points = [
-        StepPoint(1, 96),
-        StepPoint(4, 96),
-        StepPoint(8, 96),
-        StepPoint(16, 96),
-        StepPoint(2, 64, chunks=((0, 64),)),
-    ]
+    points = [StepPoint(batch, 96) for batch in (1, 4, 8, 16)]
+    # arithmetic binds in steps of many rows, memory in the others: the two need not slow down together
+    points += [StepPoint(batch, 64, chunks=((0, 64),) * count) for batch, count in ((2, 1), (8, 2), (16, 3))]
     points = [one for one in points if one.batch <= bench.slots]
     samples = list(measure(bench, points, blocks=PACE_REPEATS, seed=seed))
     found = point_medians(as_samples(samples, points))

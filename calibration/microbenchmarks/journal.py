@@ -203,7 +203,7 @@ def parse_sample(text: str) -> Sample:
     outliers = tuple(_integer("outliers", one, 0, len(seconds) - 1) for one in _list(raw, "outliers", 0, 64))
     point = raw["point"]
     if not isinstance(point, dict) or not 0 < len(point) <= 8:
-        raise ValueError(f"point must be an object of 1 to 8 sizes, got {str(point)[:40]}")
+        raise ValueError(f"point must be an object of 1 to 8 sizes, got {repr(point)[:40]}")
     return Sample(
         kernel=_name("kernel", raw["kernel"]),
         dtype=_name("dtype", raw["dtype"]),
@@ -276,13 +276,13 @@ def _require_keys(raw: dict[str, Any], keys: set[str]) -> None:
 def _list(raw: dict[str, Any], name: str, least: int, most: int) -> list[Any]:
     value = raw[name]
     if not isinstance(value, list) or not least <= len(value) <= most:
-        raise ValueError(f"{name} must be a list of {least} to {most}, got {str(value)[:40]}")
+        raise ValueError(f"{name} must be a list of {least} to {most}, got {repr(value)[:40]}")
     return value
 
 
 def _number(name: str, value: Any, *, positive: bool) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e12 or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {str(value)[:40]}")
+        raise ValueError(f"{name} must be a finite number, got {repr(value)[:40]}")
     if value < 0.0 or (positive and value == 0.0):
         raise ValueError(f"{name} must be {'> 0' if positive else '>= 0'}, got {value:g}")
     return float(value)
@@ -290,7 +290,7 @@ def _number(name: str, value: Any, *, positive: bool) -> float:
 
 def _integer(name: str, value: Any, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"{name} must be a whole number from {least} to {most}, got {str(value)[:40]}")
+        raise ValueError(f"{name} must be a whole number from {least} to {most}, got {repr(value)[:40]}")
     return value
 
 
@@ -309,10 +309,10 @@ def _text(name: str, value: Any) -> str:
 def _scalars(raw: dict[str, Any], name: str) -> dict[str, Scalar]:
     value = raw[name]
     if not isinstance(value, dict) or len(value) > 64:
-        raise ValueError(f"{name} must be an object of at most 64 values, got {str(value)[:40]}")
+        raise ValueError(f"{name} must be an object of at most 64 values, got {repr(value)[:40]}")
     for key, one in value.items():
         if isinstance(one, bool) or not isinstance(one, str | int | float):
-            raise ValueError(f"{name} {key[:40]!r} must be text or a number, got {str(one)[:40]}")
+            raise ValueError(f"{name} {key[:40]!r} must be text or a number, got {repr(one)[:40]}")
         if isinstance(one, float) and not math.isfinite(one):
             raise ValueError(f"{name} {key[:40]!r} must be finite, got {one}")
         if isinstance(one, str) and len(one) > MAX_TEXT:
