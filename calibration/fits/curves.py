@@ -155,9 +155,9 @@ def _kernel_seconds(floor: Floats, bandwidth: Floats, compute: Floats, q: Any, h
     """The model's function of the family that the columns belong to, at the rates themselves."""
     # efficiencies are rates over a peak; with the peak 1 they are the rates, and stacks of them broadcast
     parameters = KernelParameters(
-        floor_s=floor,  # type: ignore[arg-type]
-        bandwidth_efficiency=bandwidth,  # type: ignore[arg-type]
-        compute_efficiency=compute,  # type: ignore[arg-type]
+        floor_s=floor,  # type: ignore[arg-type]  # arrays over problems, which it takes
+        bandwidth_efficiency=bandwidth,  # type: ignore[arg-type]  # arrays over problems, which it takes
+        compute_efficiency=compute,  # type: ignore[arg-type]  # arrays over problems, which it takes
         exponent=q,
     )
     element = c["element"]
@@ -177,7 +177,7 @@ def _kernel_seconds(floor: Floats, bandwidth: Floats, compute: Floats, q: Any, h
         return prefill_attention_seconds(parameters, *sizes, peak_flops=1.0, bandwidth=1.0)
     if "rows" in c:
         moved = {**c, "rows": c["rows"] + half}
-        return roofline_seconds(parameters, *_layer_work(moved, 1.0 * element), 1.0, 1.0)  # type: ignore[arg-type]
+        return roofline_seconds(parameters, *_layer_work(moved, 1.0 * element), 1.0, 1.0)  # type: ignore[arg-type]  # arrays over problems, which it takes
     sizes = (c["batch"], c["context"] + half, c["heads"], c["kv_heads"], HEAD_DIM)
     return decode_attention_seconds(parameters, *sizes, kv_bytes_per_element=element, peak_flops=1.0, bandwidth=1.0)
 
@@ -236,8 +236,8 @@ def _rooflines(rows: str) -> tuple[Form, ...]:
 def _line(latency: Floats, bandwidth: Floats, nbytes: Floats) -> Floats:
     """Alpha-beta: the roofline without work. [s]"""
     parameters = KernelParameters(
-        floor_s=latency,  # type: ignore[arg-type]
-        bandwidth_efficiency=bandwidth,  # type: ignore[arg-type]
+        floor_s=latency,  # type: ignore[arg-type]  # arrays over problems, which it takes
+        bandwidth_efficiency=bandwidth,  # type: ignore[arg-type]  # arrays over problems, which it takes
         compute_efficiency=1.0,
     )
     return roofline_seconds(parameters, 0.0, nbytes, 1.0, 1.0)
@@ -253,9 +253,9 @@ def _ridge(theta: Floats, c: Columns) -> Floats:
     latency, bandwidth, q = _split(theta)
     parameters = KernelParameters(
         floor_s=0.0,
-        bandwidth_efficiency=bandwidth,  # type: ignore[arg-type]
+        bandwidth_efficiency=bandwidth,  # type: ignore[arg-type]  # arrays over problems, which it takes
         compute_efficiency=1.0,
-        exponent=q,  # type: ignore[arg-type]
+        exponent=q,  # type: ignore[arg-type]  # arrays over problems, which it takes
     )
     return roofline_seconds(parameters, latency, c["nbytes"], 1.0, 1.0)
 

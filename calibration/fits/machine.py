@@ -138,7 +138,7 @@ def fit_machine(samples: Sequence[Sample]) -> tuple[KernelFit, ...]:
             continue
         if kernel == "layer" and ("gemm", dtype) in fits and ("decode_attention", dtype) in fits:
             total = kernel_sum(fits["gemm", dtype], fits["decode_attention", dtype], problem.columns)
-            problem.columns["kernel_sum_s"] = total  # type: ignore[index]
+            problem.columns["kernel_sum_s"] = total  # type: ignore[index]  # a fresh dict, typed as a Mapping
         fits[kernel, dtype] = _fit(problem)
     return tuple(fits[key] for key in sorted(fits))
 

@@ -107,11 +107,6 @@ class TorchEngine:
     def busy(self) -> bool:
         return bool(self._waiting or self._decoding or self._prompting)
 
-    @property
-    def running(self) -> int:
-        """Sequences that decode."""
-        return len(self._decoding)
-
     def submit(self, request: Request) -> None:
         """Append to the queue.
 
