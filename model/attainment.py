@@ -77,6 +77,8 @@ BURST_WORK_RANGE = 0.8
 """Largest (I - 1) w1 / (1 - w1): companions' share of a busy engine."""
 PROMPTS_PER_REQUEST = 8.0
 """Fewest prompts that fall into a median request's decode: fewer leave its pace to single steps."""
+LEAST_LIMIT_S = 1e-5
+"""Where the search for a percentile begins: the matched laws have a little mass below any step time. [s]"""
 FORM_BAND: dict[tuple[str, bool], tuple[float, float]] = {
     ("ttft", True): (-0.09, 0.15),
     ("tpot", True): (-0.07, 0.07),
@@ -388,10 +390,11 @@ def _late(fleet: Fleet, metric: str, limit: Floats) -> Floats:
 
 
 def quantile(fleet: Fleet, metric: str, p: float) -> Floats:
-    """p-quantile of a metric per fleet, by bisection to 0.1 %; NaN for the TPOT of one-token outputs. [s]"""
+    """p-quantile of a metric per fleet, by bisection to 0.1 % from `LEAST_LIMIT_S` on; NaN for the TPOT of one-token
+    outputs. [s]"""
     if metric == "tpot" and not (fleet.outputs.tokens > 1.5).any():
         return np.full(fleet.utilisation.shape, np.nan)
-    low = np.full(fleet.utilisation.shape, 1e-5)
+    low = np.full(fleet.utilisation.shape, LEAST_LIMIT_S)
     high = np.full(fleet.utilisation.shape, 1.0)
     for _ in range(40):
         short = attainment(fleet, metric, high) < p

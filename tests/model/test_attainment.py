@@ -14,6 +14,7 @@ from scipy.special import gammaincc, ndtr
 
 from servecast.model.arrivals import workload_from_parameters
 from servecast.model.attainment import (
+    LEAST_LIMIT_S,
     LOAD_GRID,
     Fleet,
     Systems,
@@ -354,11 +355,11 @@ def test_attainment_grows_with_replicas(system: int, one: float, other: float, m
 @given(systems, counts, metrics, st.floats(0.01, 0.999))
 @settings(max_examples=50)
 def test_quantile_is_the_inverse_of_attainment(system: int, replicas: float, metric: str, p: float) -> None:
-    """Rule: the smallest limit with attainment >= p, to the 0.1 % of its bisection."""
+    """Rule: the smallest limit with attainment >= p, to the 0.1 % of its bisection, or where the search begins."""
     fleet = Sample.fleets(system, replicas)
     at = float(quantile(fleet, metric, p)[0])
     assert met(fleet, metric, at)[0] >= p
-    assert met(fleet, metric, at / 1.0011)[0] <= p
+    assert met(fleet, metric, at / 1.0011)[0] <= p or at < 1.002 * LEAST_LIMIT_S
 
 
 @pytest.mark.parametrize("count", [1, 40])
