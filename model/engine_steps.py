@@ -3,11 +3,14 @@ r"""Seconds of the steps of one engine that was measured: a line in what the ste
 A step computes n rows (tokens) for B decoding sequences with K cached tokens in all, c prompt chunks, and p pairs of a
 row and a key it looks at; it may make g passes of a drafter over m rows:
 
-.. math:: t = a + \sum_i b_i \min(\max(n - n_i, 0), n_{i+1} - n_i) + s B + \kappa K + \pi p + o c + d g + e m
+.. math::
+
+    t = a + \sum_i b_i \min(\max(n - n_i, 0), n_{i+1} - n_i) + q [w \nmid n] + s B + \kappa K + \pi p + o c + d g + e m
 
 a moves the weights; b_i is what a further row costs between the knots n_i (at first nothing, once arithmetic binds its
-share of it); s host work and sampling; kappa reading of the cache; pi arithmetic of attention; o a chunk's own passes.
-Every constant is 0 or more, so that more work never costs less. Kernel sums from a datasheet
+share of it); kernels compute tiles of w rows and another one those that fill no tile, so that q is paid where n is no
+multiple of w (a step of 11 rows may cost more than one of 12); s host work and sampling; kappa reading of the cache; pi
+arithmetic of attention; o a chunk's own passes. Every constant is 0 or more. Kernel sums from a datasheet
 (:mod:`servecast.model.step_time`) foretell engines nobody has run; this form is for one that was, on its machine.
 
 The record answers the simulator (`servecast.model.batch_steps.StepTimes`), the speculative one, and what chooses draft
@@ -27,7 +30,7 @@ from servecast.model.prediction import Z90, Prediction
 
 Floats = NDArray[np.float64]
 
-FURTHER = ("sequence_s", "cached_token_s", "pair_s", "chunk_s", "draft_pass_s", "draft_row_s")
+FURTHER = ("edge_s", "sequence_s", "cached_token_s", "pair_s", "chunk_s", "draft_pass_s", "draft_row_s")
 """Constants after the base and the slopes, in the order of the features."""
 ALWAYS = 1 << 40
 """Steps for which a line without knees in the cache holds."""
@@ -76,14 +79,15 @@ def with_chunk(work: StepWork, start: ArrayLike, end: ArrayLike) -> StepWork:
     )
 
 
-def features(knots: Sequence[float], work: StepWork) -> Floats:
-    """What each constant is multiplied by: [..., 1 + len(knots) + 6]; the last slope goes on beyond the last knot."""
+def features(knots: Sequence[float], work: StepWork, *, tile: int = 1) -> Floats:
+    """What each constant is multiplied by: [..., 1 + len(knots) + 7]; the last slope goes on beyond the last knot."""
     parts = [work.rows, work.sequences, work.cached, work.pairs, work.chunks, work.draft_passes, work.draft_rows]
     rows, *further = np.broadcast_arrays(*(np.asarray(one, dtype=np.float64) for one in parts))
     ends = [*knots[1:], np.inf]
     slopes = [np.clip(rows - low, 0.0, high - low) for low, high in zip(knots, ends, strict=True)]
     computes = (rows > 0.0).astype(np.float64)
-    return np.stack([computes, *slopes, *further], axis=-1)
+    edges = (np.mod(rows, tile) > 0.0).astype(np.float64)
+    return np.stack([computes, *slopes, edges, *further], axis=-1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +99,9 @@ class EngineSteps:
     base_s: float
     row_s: tuple[float, ...]
     """b_i. [s]"""
+    tile: int = 1
+    """w. [tokens]"""
+    edge_s: float = 0.0
     sequence_s: float = 0.0
     cached_token_s: float = 0.0
     pair_s: float = 0.0
@@ -115,6 +122,8 @@ class EngineSteps:
     def __post_init__(self) -> None:
         if not self.knots or len(self.knots) != len(self.row_s) or any(np.diff(self.knots) <= 0.0):
             raise ValueError(f"knots must increase, one for each row_s, got {self.knots} and {len(self.row_s)} slopes")
+        if self.tile < 1:
+            raise ValueError(f"tile must be >= 1, got {self.tile}")
         for name, value in (("base_s", self.base_s), *((name, getattr(self, name)) for name in FURTHER)):
             if not (np.isfinite(value) and value >= 0.0):
                 raise ValueError(f"{name} must be finite and >= 0, got {value}")
@@ -128,11 +137,11 @@ class EngineSteps:
 
     def seconds(self, work: StepWork) -> Floats:
         """t. [s]"""
-        return np.asarray(features(self.knots, work) @ self.constants)
+        return np.asarray(features(self.knots, work, tile=self.tile) @ self.constants)
 
     def predict(self, work: StepWork) -> Prediction:
         """One step with the 90 % interval of a measurement on another day; `calibrated` inside what was measured."""
-        x = features(self.knots, work)
+        x = features(self.knots, work, tile=self.tile)
         value = float(x @ self.constants)
         own = 0.0 if self.covariance is None else float(x @ self.covariance @ x) / value**2
         sd = float(np.sqrt(own + self.log_sd**2 + self.log_scale_sd**2))
@@ -166,8 +175,8 @@ class EngineSteps:
         return seconds + self.pair_s * pairs + self.chunk_s * len(chunks)
 
     def _of_rows(self, rows: int) -> float:
-        """a and the b terms; plain floats, a simulator asks hundreds of thousands of times."""
-        seconds = self.base_s
+        """a, the b terms and q; plain floats, a simulator asks hundreds of thousands of times."""
+        seconds = self.base_s + self.edge_s * (rows % self.tile > 0)
         for i, slope in enumerate(self.row_s):
             low = self.knots[i]
             if rows <= low:

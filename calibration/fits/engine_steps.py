@@ -3,8 +3,8 @@ r"""Fit of an engine's step times to timed steps, with the machine's drift taken
 Samples come in rounds (blocks) that visit every point. A machine that runs slower for a while is slower for all points
 of a round, so each round has one factor, the median of its samples over the points' own medians; what is left is noise.
 Constants solve a non-negative least squares in relative error, with a weak pull of neighbouring slopes towards each
-other. Rival sets of knots are compared by error on left-out row counts, whole groups at a time: a set with more knots
-must foretell better what it has not seen.
+other. Rival forms (sets of knots, tiles) are compared by error on left-out row counts, whole groups at a time: a richer
+form must foretell what it has not seen better by more than the standard error of the difference.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 RIVALS: dict[str, tuple[float, ...]] = {
-    "line": (1.0,),
-    "one knee": (1.0, 16.0),
-    "two knees": (1.0, 8.0, 64.0),
+    "line": (1.0, 2.0),
+    "one knee": (1.0, 2.0, 16.0),
+    "two knees": (1.0, 2.0, 8.0, 64.0),
     "octaves": (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0),
     "half octaves": (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0),
 }
-"""Sets of knots, by name; those beyond the largest measured rows are dropped."""
+"""Sets of knots, by name; those beyond the largest measured rows are dropped. A single row is a product of a matrix and
+a vector, which has kernels of its own: every set leaves the first step free."""
 PULL_ROWS = 0.2
 """Neighbouring slopes that differ by d s count as a residual of so many rows' worth of d, of a median step."""
-CLEARLY = 0.97
-"""A richer set replaces a plainer one where its error on left-out points is below this share of the plainer one's."""
+TILES = (1, 2, 4, 8, 16)
+"""Rows that a kernel may compute together; 1: no remainder costs anything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,17 +137,18 @@ def fit_steps(samples: StepSamples, *, first_token_s: float = 0.0) -> StepsFit:
             f"samples must have 6 operating points and 3 row counts at least, got {rows.size} and "
             f"{np.unique(rows).size}"
         )
-    sets = {name: _within(knots, float(rows.max())) for name, knots in RIVALS.items()}
-    errors = {name: _held_out(knots, medians) for name, knots in sets.items()}
+    forms = _forms(float(rows.max()))
+    errors = {name: _held_out(one, medians) for name, one in forms.items()}
     scores = {name: float(np.nanmean(np.abs(np.expm1(error)))) for name, error in errors.items()}
-    form = _chosen(scores)
-    knots = sets[form]
-    theta, covariance = _solve(knots, medians)
-    fitted = features(knots, medians.work) @ theta
+    form = _chosen(errors, rows)
+    knots, tile = forms[form].knots, forms[form].tile
+    theta, covariance = _solve(forms[form], medians)
+    fitted = forms[form].features(medians.work) @ theta
     steps = EngineSteps(
         knots=knots,
         base_s=theta[0],
         row_s=tuple(float(one) for one in theta[1 : 1 + len(knots)]),
+        tile=tile,
         **{name: float(theta[1 + len(knots) + i]) for i, name in enumerate(FURTHER)},
         first_token_s=first_token_s,
         covariance=covariance,
@@ -182,35 +184,58 @@ def constant_names(knots: Sequence[float]) -> list[str]:
     return ["base_s", *(f"row_s[{knot:g}]" for knot in knots), *FURTHER]
 
 
-def _within(knots: tuple[float, ...], most: float) -> tuple[float, ...]:
-    return tuple(knot for knot in knots if knot < most) or knots[:1]
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What distinguishes one rival from another."""
+
+    knots: tuple[float, ...]
+    tile: int
+
+    def features(self, work: StepWork) -> Floats:
+        return features(self.knots, work, tile=self.tile)
 
 
-def _chosen(scores: dict[str, float]) -> str:
-    """The plainest set that no richer one beats clearly; rivals are listed by rising number of knots."""
-    best = next(iter(scores))
-    for name, score in scores.items():
-        if score < CLEARLY * scores[best]:
-            best = name
-    return best
+def _forms(most: float) -> dict[str, _Form]:
+    """Every set of knots with every tile, by name, plainer ones first."""
+    found = {}
+    for name, knots in RIVALS.items():
+        within = tuple(knot for knot in knots if knot < most) or knots[:1]
+        for tile in TILES:
+            found[name if tile == 1 else f"{name}, tiles of {tile}"] = _Form(within, tile)
+    return found
 
 
-def _held_out(knots: tuple[float, ...], medians: PointMedians) -> Floats:
+def _chosen(errors: dict[str, Floats], rows: Floats) -> str:
+    """The plainest form that the best one does not beat by more than a standard error of their difference, over groups
+    of left-out points; rivals are listed by rising number of constants."""
+    groups = [rows == one for one in np.unique(rows)[1:-1]]
+    by_group = {
+        name: np.array([np.mean(np.abs(np.expm1(error[one]))) for one in groups]) for name, error in errors.items()
+    }
+    best = min(by_group.values(), key=lambda one: float(one.mean()))
+    for name, found in by_group.items():
+        worse = found - best
+        if worse.mean() <= worse.std(ddof=1) / np.sqrt(worse.size) if worse.size > 1 else worse.mean() <= 0.0:
+            return name
+    return next(iter(errors))
+
+
+def _held_out(form: _Form, medians: PointMedians) -> Floats:
     """log(measured / predicted) by a fit without the points of the same row count; NaN at the fewest and the most rows,
     where nothing on one side is left to go by."""
     rows = np.asarray(medians.work.rows, dtype=np.float64)
-    x = features(knots, medians.work)
+    x = form.features(medians.work)
     inner = np.unique(rows)[1:-1]
     error = np.full(rows.size, np.nan)
     for one in inner:
         out = rows == one
-        theta, _ = _solve_rows(knots, x[~out], medians.seconds[~out])
+        theta, _ = _solve_rows(form.knots, x[~out], medians.seconds[~out])
         error[out] = np.log(medians.seconds[out] / (x[out] @ theta))
     return error
 
 
-def _solve(knots: tuple[float, ...], medians: PointMedians) -> tuple[Floats, Floats]:
-    return _solve_rows(knots, features(knots, medians.work), medians.seconds)
+def _solve(form: _Form, medians: PointMedians) -> tuple[Floats, Floats]:
+    return _solve_rows(form.knots, form.features(medians.work), medians.seconds)
 
 
 def _solve_rows(knots: tuple[float, ...], x: Floats, seconds: Floats) -> tuple[Floats, Floats]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from servecast.calibration.fits.engine_steps import RIVALS, StepSamples, constant_names, fit_steps, point_medians
+from servecast.calibration.fits.engine_steps import RIVALS, TILES, StepSamples, constant_names, fit_steps, point_medians
 from servecast.model.engine_steps import EngineSteps, StepWork, decode_work, with_chunk
 
 TRUTH = EngineSteps(
@@ -78,6 +78,25 @@ def test_plain_data_choose_a_plain_form_and_knees_a_form_with_knees() -> None:
     assert fit_steps(plain).form == "line"
 
 
+def test_kernels_that_compute_tiles_are_recognised() -> None:
+    """Truth: a line and 4 ms where rows are no multiple of 4, 2 % of scatter; a batch of 5 was not measured."""
+    tiled = EngineSteps(knots=(1.0,), base_s=0.02, row_s=(0.001,), tile=4, edge_s=0.004)
+    works = [decode_work(b, c) for b in (1, 2, 3, 4, 6, 7, 8, 11, 12, 16, 17, 22, 24, 32) for c in (64, 448)]
+    samples = _samples(noise=0.0, drift=0.0, blocks=6, seed=10, works=works)
+    rng = np.random.default_rng(11)
+    seconds = tiled.seconds(samples.work) * np.exp(0.02 * rng.standard_normal(samples.rows.size))
+    fit = fit_steps(
+        StepSamples(
+            **{name: getattr(samples, name) for name in StepSamples.__slots__ if name != "seconds"}, seconds=seconds
+        )
+    )
+    assert (fit.form, fit.steps.tile) == ("line, tiles of 4", 4)
+    assert fit.steps.edge_s == pytest.approx(0.004, rel=0.15)
+    for batch in (5, 20):
+        found = fit.steps.seconds(decode_work(batch, 100))
+        assert found == pytest.approx(float(tiled.seconds(decode_work(batch, 100))), rel=0.02)
+
+
 def test_intervals_cover_the_truth() -> None:
     """90 % intervals of new points over 30 drawn calibrations, within 4 standard errors; too wide passes."""
     work = [decode_work(b, 200, k, armed=True) for b in (5, 20) for k in (0, 3)]
@@ -104,7 +123,8 @@ def test_every_second_k_times_as_long_is_every_constant_k_times_as_large() -> No
 def test_names_follow_the_features() -> None:
     fit = fit_steps(_samples(noise=0.01, drift=0.0, blocks=3, seed=8))
     assert list(fit.standard_errors) == constant_names(fit.steps.knots)
-    assert set(fit.held_out) == set(RIVALS)
+    assert len(fit.held_out) == len(RIVALS) * len(TILES)
+    assert set(RIVALS) < set(fit.held_out)
 
 
 @pytest.mark.parametrize("count", [0, 3])
