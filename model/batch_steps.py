@@ -65,12 +65,17 @@ class GroupStepTimes(StepTimes, Protocol):
 
 
 class ScaledSteps:
-    """Step times, each `factor` times as long: an end of their interval, or a machine at another pace."""
+    """Step times, each `factor` times as long: an end of their interval, or a machine at another pace.
 
-    def __init__(self, steps: StepTimes, factor: float) -> None:
-        if not factor > 0.0:
-            raise ValueError(f"factor must be > 0, got {factor}")
+    Steps with prompts in them, which arithmetic binds, may have a factor of their own.
+    """
+
+    def __init__(self, steps: StepTimes, factor: float, *, prompt_factor: float | None = None) -> None:
+        for name, value in (("factor", factor), ("prompt_factor", prompt_factor)):
+            if value is not None and not value > 0.0:
+                raise ValueError(f"{name} must be > 0, got {value}")
         self._steps, self._factor = steps, factor
+        self._prompt_factor = factor if prompt_factor is None else prompt_factor
         self.first_token_s = steps.first_token_s
 
     def decode(self, batch: int, cached: int) -> tuple[float, float, int]:
@@ -80,7 +85,7 @@ class ScaledSteps:
 
     def mixed(self, chunks: Sequence[Chunk], finishing: int, batch: int, cached: int) -> float:
         """See `StepTimes`."""
-        return self._steps.mixed(chunks, finishing, batch, cached) * self._factor
+        return self._steps.mixed(chunks, finishing, batch, cached) * self._prompt_factor
 
     def lockstep(self, ranks: Sequence[Work]) -> float:
         """See `GroupStepTimes`."""

@@ -71,7 +71,7 @@ def run_server(scenario: Scenario, *, progress: Report | None = None) -> tuple[L
     for number, (case, seed) in enumerate(runs):
         trace = load_trace(loads, case, seed, capacity=capacity)
         run = run_open_loop(spec.url, load_requests(trace, vocabulary=1000, seed=seed), model=spec.served_model)
-        load = served_load(run, case=case, seed=seed, pace=(NAN, NAN))  # nobody probes a server that is not ours
+        load = served_load(run, case=case, seed=seed)  # nobody probes the pace of a server that is not ours
         facts.loads.append(load)
         facts.notes += [f"{case.name}, seed {seed}: {one}" for one in load.notes]
         if run.aborted or run.clock_warning:
@@ -90,8 +90,6 @@ def _run_of(case: str, trace: Trace, rows: RequestRows, notes: tuple[str, ...]) 
         busy_share=NAN,
         trace=trace,
         rows=rows,
-        pace_before=NAN,  # nobody probes a server that is not ours
-        pace_after=NAN,
         notes=notes,
     )
 

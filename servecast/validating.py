@@ -131,6 +131,9 @@ def result_document(found: Validated) -> dict[str, Any]:
                 "busy_share": run.busy_share,
                 "requests": len(run.trace.t_s),
                 "failed": int(run.rows.refused.sum()),
+                "pace": run.pace,
+                "prompt_pace": run.prompt_pace,
+                "pace_probes": len(run.paces) + len(run.prompt_paces),
                 "pace_before": run.pace_before,
                 "pace_after": run.pace_after,
                 "client_lag_s": run.client_lag_s,
@@ -153,6 +156,7 @@ def _fit(facts: LiveFacts) -> dict[str, Any] | None:
 
     return {
         "form": fit.form,
+        "tile": fit.steps.tile,
         "held_out_error": fit.held_out,
         "constants_s": dict(zip(constant_names(fit.steps.knots), fit.steps.constants.tolist(), strict=True)),
         "standard_errors_s": fit.standard_errors,

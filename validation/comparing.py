@@ -192,10 +192,12 @@ def _case(
     if facts.limits is None:
         return []
     steps, limits = fit.steps, facts.limits
-    # the pace was probed around each run: what is left of its uncertainty is the form's, and the change over the run
-    spread = [float(np.hypot(steps.log_sd, run.pace_change / 2.0)) for run in runs]
+    # the pace was probed with each run: what is left of its uncertainty is the form's, and that of the probes' mean
+    spread = [float(np.hypot(steps.log_sd, np.nan_to_num(run.pace_error))) for run in runs]
     predicted = [
-        predicted_figures(executor, run.trace, ScaledSteps(steps, run.pace), limits, log_sd=sd)
+        predicted_figures(
+            executor, run.trace, ScaledSteps(steps, run.pace, prompt_factor=run.prompt_pace), limits, log_sd=sd
+        )
         for run, sd in zip(runs, spread, strict=True)
     ]
     naive = _unqueued(_naive(steps, facts), runs) if facts.size is not None else {}
@@ -212,7 +214,9 @@ def over_seeds(
 ) -> list[Comparison]:
     """Means over the seeds of one case of every figure, predicted and measured."""
     measured = [figures(run.rows) for run in runs]
-    pace = max(run.pace_change for run in runs)
+    # a probe that could not be made leaves a pace that nobody knows, which is above every limit
+    pace = float(np.max([run.pace_change for run in runs]))
+    probed = any(run.paces for run in runs)
     failed = max(float(run.rows.refused.mean()) for run in runs)
     found = []
     for name in FIGURES:
@@ -237,7 +241,7 @@ def over_seeds(
                 budget=_load_budget(scenario, name, executor),
                 noise=pace,
                 # nobody probes the pace of a server that is not ours
-                noise_limit=scenario.noise.pace if np.isfinite(pace) else None,
+                noise_limit=scenario.noise.pace if probed else None,
                 group=f"utilisation {runs[0].utilisation:g}" if np.isfinite(runs[0].utilisation) else "",
             )
         )

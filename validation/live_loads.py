@@ -29,7 +29,7 @@ def load_trace(loads: Loads, case: LoadCase, seed: int, *, capacity: float) -> T
     )
 
 
-def served_load(run: LiveRun, *, case: LoadCase, seed: int, pace: tuple[float, float]) -> LoadRun:
+def served_load(run: LiveRun, *, case: LoadCase, seed: int, paces: tuple[float, ...] = ()) -> LoadRun:
     """A load as the server saw it: requests arrive when they were truly sent, with the lengths that they truly had.
 
     How late the client was with them is kept beside it; it is no property of the engine.
@@ -52,8 +52,7 @@ def served_load(run: LiveRun, *, case: LoadCase, seed: int, pace: tuple[float, f
             n_out=np.maximum(rows.n_out, 1),
         ),
         rows=rows,
-        pace_before=pace[0],
-        pace_after=pace[1],
+        paces=paces,
         client_lag_s=run.client_lag_p99_s,
         notes=tuple(one for one in (*run.errors, run.aborted, run.clock_warning) if one),
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from servecast.calibration.fits.engine_steps import StepSamples, fit_steps, point_medians
+from servecast.calibration.fits.engine_steps import PointMedians, StepSamples, fit_steps
 from servecast.calibration.microbenchmarks.device import cpu_model
 from servecast.model.engine_steps import EngineSteps, StepWork, decode_work, with_chunk
 from servecast.model.workload import Trace
@@ -31,20 +31,23 @@ Report = Callable[[str, int, int], None]
 """Takes what is done, how much of it, of how much."""
 Floats = NDArray[np.float64]
 
-CHUNKS = (16, 48, 96, 128, 192, 256)
-"""Prompts alone whose steps are calibrated. [tokens]"""
+CHUNKS = (16, 45, 96, 127, 190, 256)
+"""Prompts alone whose steps are calibrated; some fill whole tiles of a kernel and some do not. [tokens]"""
 MIXED = (
-    (16, ((0, 64),)),
+    (16, ((0, 61),)),
     (8, ((0, 32), (0, 32))),
-    (4, ((0, 80),)),
+    (4, ((0, 77),)),
     (4, ((0, 48), (0, 48), (0, 48))),
-    (2, ((64, 128),)),
+    (2, ((64, 130),)),
     (2, ((0, 64), (0, 64))),
-    (1, ((0, 48),)),
-    (1, ((0, 32), (0, 64), (0, 96))),
+    (1, ((0, 47),)),
+    (1, ((0, 32), (0, 64), (0, 97))),
 )
 """Prompts beside decodes: divisor of the largest batch, chunks. [tokens]"""
-PACE_REPEATS = 3
+PROBE_EVERY = 2
+"""Steps of a load from one probe of the pace to the next."""
+PROBE_BATCH = 16
+"""Largest batch of a decode step that probes it: loads below a utilisation of 1 seldom have more."""
 
 
 def run_torch(scenario: Scenario, *, device: str = "cpu", progress: Report | None = None) -> LiveFacts:
@@ -197,11 +200,13 @@ def _loads(
     served: tuple[Llama, TrainedPair],
     say: Report,
 ) -> None:
-    if facts.fit is None or facts.limits is None:
+    if facts.fit is None or facts.limits is None or scenario.steps is None:
         return
     steps, limits = facts.fit.steps, facts.limits
     runs = [(case, seed) for case in loads.cases for seed in loads.seeds]
     random.Random(scenario.seed).shuffle(runs)  # noqa: S311 (an order, not a secret)
+    calibrated = calibration_points(scenario.steps, scenario.speculation, scenario.engine.max_model_len)
+    probed = probed_points(calibrated, facts.fit.medians)
     target, pair = served
     tokens = pair.tokens("validation")
     for number, (case, seed) in enumerate(runs):
@@ -212,9 +217,9 @@ def _loads(
             max_num_batched_tokens=limits.max_num_batched_tokens,
             max_model_len=scenario.engine.max_model_len,
         )
-        before = pace(bench, steps, scenario.seed)
+        probe = PaceProbe(bench, probed, scenario.seed + number)
         clocks = Clock().read()
-        run = serve(engine, requests_of(trace, tokens))
+        run = serve(engine, requests_of(trace, tokens), between=probe, every=PROBE_EVERY)
         warning = clock_warning(clocks, Clock().read())
         facts.loads.append(
             LoadRun(
@@ -224,8 +229,8 @@ def _loads(
                 busy_share=run.busy_share,
                 trace=trace,
                 rows=run.rows,
-                pace_before=before,
-                pace_after=pace(bench, steps, scenario.seed + 1),
+                paces=tuple(probe.decode),
+                prompt_paces=tuple(probe.prompts),
             )
         )
         if warning:
@@ -233,15 +238,45 @@ def _loads(
         say("loads", number + 1, len(runs))
 
 
-def pace(bench: StepBench, steps: EngineSteps, seed: int) -> float:
-    """The machine's pace now over the calibrated one: median ratio of a few steps, fresh order. [-]"""
-    points = [StepPoint(batch, 96) for batch in (1, 4, 8, 16)]
-    # arithmetic binds in steps of many rows, memory in the others: the two need not slow down together
-    points += [StepPoint(batch, 64, chunks=((0, 64),) * count) for batch, count in ((2, 1), (8, 2), (16, 3))]
-    points = [one for one in points if one.batch <= bench.slots]
-    samples = list(measure(bench, points, blocks=PACE_REPEATS, seed=seed))
-    found = point_medians(as_samples(samples, points))
-    return float(np.median(found.seconds / steps.seconds(found.work)))
+class PaceProbe:
+    """The machine's pace while a load runs: one step of the calibration a call, over its time then, in fresh rounds.
+
+    Steps of a load slow down with the machine, and queues amplify it: at a utilisation of 0.8 a pace that is off by 5 %
+    is off by some 15 % in the latencies. A pace probed before and after a load does not show what happened within.
+    What the fit makes of its points does not enter.
+    """
+
+    def __init__(self, bench: StepBench, calibrated: dict[StepPoint, float], seed: int) -> None:
+        self._bench, self._calibrated = bench, calibrated
+        self._draw = random.Random(seed)  # noqa: S311 (an order, not a secret)
+        self._round: list[StepPoint] = []
+        self.decode: list[float] = []
+        """Seconds over those of the calibration, call by call, of steps without prompts. [-]"""
+        self.prompts: list[float] = []
+
+    def __call__(self) -> None:
+        """Time one step."""
+        if not self._round:
+            self._round = self._draw.sample(list(self._calibrated), len(self._calibrated))
+        point = self._round.pop()
+        ratio = self._bench.seconds(point) / self._calibrated[point]
+        (self.prompts if point.chunks else self.decode).append(ratio)
+
+
+def probed_points(points: Sequence[StepPoint], medians: PointMedians) -> dict[StepPoint, float]:
+    """Calibrated points to probe the pace by, and their seconds: those of the kind that the loads consist of."""
+    shortest = min(one.context for one in points if one.batch and not one.chunks and not one.armed)
+    found = {}
+    for point in points:
+        decodes = point.context == shortest and point.batch <= PROBE_BATCH and not point.chunks
+        if point.armed or not point.batch or not (decodes or point.chunks):
+            continue
+        work = _work(point)
+        same = [
+            np.asarray(getattr(medians.work, name)) == getattr(work, name) for name in StepWork.__dataclass_fields__
+        ]
+        found[point] = float(medians.seconds[np.flatnonzero(np.logical_and.reduce(same))[0]])
+    return found
 
 
 def _capacity(loads: Loads, steps: EngineSteps, limits: EngineLimits) -> float:

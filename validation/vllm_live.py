@@ -301,7 +301,7 @@ def _served(scenario: Scenario, loads: Loads, facts: LiveFacts, python: str, pai
                     case=case,
                     seed=seed,
                     # a server that is gone has no pace, and what was measured is kept
-                    pace=(before, float("nan") if run.aborted else probe.pace(steps)),
+                    paces=(before, float("nan") if run.aborted else probe.pace(steps)),
                 )
             )
             if fault:

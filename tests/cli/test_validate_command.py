@@ -75,8 +75,8 @@ def test_json_has_every_figure_and_the_status_is_the_verdicts(tmp_path: Path) ->
     metrics = {(one["part"], one["metric"], one["executor"]) for one in document["comparisons"]}
     assert ("load heavy", "ttft p95", "simulator") in metrics
     assert ("load bursty", "tpot mean", "closed_form") in metrics
-    assert len(document["loads"]) == 8
-    assert len(rows.read_text().splitlines()) == 1 + 8 * 40
+    assert len(document["loads"]) == 6
+    assert len(rows.read_text().splitlines()) == 1 + 6 * 40
     text = page.read_text()
     assert text.count("<h1>") == 1
     assert "<script" not in text
@@ -86,7 +86,7 @@ def test_json_has_every_figure_and_the_status_is_the_verdicts(tmp_path: Path) ->
 def test_text_names_the_verdict_and_every_budget() -> None:
     result = _run("--quick")
     assert result.stdout.startswith("torch-quick: ")
-    for word in ("decode steps", "load light (utilisation 0.3)", "acceptance", "draft length", "budget"):
+    for word in ("decode steps", "load light (utilisation 0.4)", "acceptance", "draft length", "budget"):
         assert word in result.stdout
 
 
@@ -95,7 +95,7 @@ def test_a_broken_budget_is_status_1_and_a_short_run_3(pretended: LiveFacts, mon
     pretended.stopped = "interrupted"
     result = _run("--quick")
     assert result.exit_code == 3
-    assert "not reached: 8 of 8 loads" in result.stdout
+    assert "not reached: 6 of 6 loads" in result.stdout
     assert "stopped: interrupted" in result.stdout
     slow = live_run(factor=2.0)
     monkeypatch.setattr("servecast.validating._live", lambda *_: (slow, []))
@@ -170,5 +170,5 @@ def test_the_quick_scenario_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyP
     document = json.loads(_run("--quick", "--json").stdout)
     assert document["missing"] == []
     assert document["stopped"] is None
-    assert {one["case"] for one in document["loads"]} == {"light", "middle", "heavy", "bursty"}
+    assert {one["case"] for one in document["loads"]} == {"light", "heavy", "bursty"}
     assert all(one["failed"] == 0 for one in document["loads"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from servecast.calibration.profile import load_profile
-from servecast.model.batch_steps import CONTEXT_KNOTS, LENGTH_KNOTS, TabulatedSteps, tabulated_steps
+from servecast.model.batch_steps import CONTEXT_KNOTS, LENGTH_KNOTS, ScaledSteps, TabulatedSteps, tabulated_steps
 from servecast.model.service import BATCH_GRID, step_seconds
 from servecast.readers.deployments import deployment
 
@@ -86,6 +88,21 @@ def test_between_the_knots_as_near_as_stated(index: int) -> None:
     np.testing.assert_allclose(ours[:, long], decode[:, long], rtol=0.015)
     np.testing.assert_allclose(ours[:, ~long], decode[:, ~long], rtol=0.035)
     np.testing.assert_allclose([steps.prefill(int(n)) for n in tokens], prefill, rtol=0.006)
+
+
+def test_steps_at_another_pace_by_hand() -> None:
+    """Decode steps twice as long, those with prompts three times; one factor serves for both."""
+    both = ScaledSteps(HAND, 2.0, prompt_factor=3.0)
+    now, more, holds = HAND.decode(2, 10)
+    assert both.decode(2, 10) == (2.0 * now, 2.0 * more, holds)
+    assert both.mixed([(10, 20)], 1, 0, 0) == 3.0 * HAND.mixed([(10, 20)], 1, 0, 0)
+    assert ScaledSteps(HAND, 2.0).mixed([(10, 20)], 1, 0, 0) == 2.0 * HAND.mixed([(10, 20)], 1, 0, 0)
+    for given, word in (
+        ({"factor": 0.0}, "factor must"),
+        ({"factor": 1.0, "prompt_factor": math.nan}, "prompt_factor"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            ScaledSteps(HAND, **given)
 
 
 def test_bad_tables() -> None:

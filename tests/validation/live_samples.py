@@ -38,11 +38,13 @@ def samples(works: list[StepWork], *, factor: float = 1.0, noise: float = 0.01, 
     return StepSamples(**columns, block=np.array([block for _, block in rows]), seconds=np.array(seconds))
 
 
-def live_run(*, factor: float = 1.0, noise: float = 0.01, pace_after: float = 1.0) -> LiveFacts:
+def live_run(
+    *, factor: float = 1.0, noise: float = 0.01, pace_after: float = 1.0, name: str = "torch-quick"
+) -> LiveFacts:
     """Facts whose engine takes `factor` times as long as its calibration says."""
     from servecast.validation.live_loads import load_trace
 
-    plan = scenario()
+    plan = scenario(name)
     assert plan.loads is not None
     assert plan.speculation is not None
     calibrated = [decode_work(b, c) for b in (1, 2, 4, 8, 16, 32) for c in (64, 448)]
@@ -79,8 +81,7 @@ def live_run(*, factor: float = 1.0, noise: float = 0.01, pace_after: float = 1.
                     busy_share=0.9,
                     trace=trace,
                     rows=simulated(trace, slow, LIMITS),
-                    pace_before=1.0,
-                    pace_after=pace_after,
+                    paces=(1.0, pace_after),
                 )
             )
     return facts

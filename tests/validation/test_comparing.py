@@ -66,9 +66,39 @@ def test_failed_requests_take_verdicts_away() -> None:
 
 def test_one_disturbed_seed_is_enough_to_judge_nothing() -> None:
     facts = live_run()
-    facts.loads = [replace(run, pace_after=1.3) if run.seed == 2 else run for run in facts.loads]
+    facts.loads = [replace(run, paces=(1.0, 1.3)) if run.seed == 2 else run for run in facts.loads]
     found = [one for one in _of(compare(scenario(), facts), "load") if one.budget is not None]
     assert {one.verdict for one in found} == {Verdict.NOT_JUDGED}
+
+
+def test_a_server_that_is_gone_leaves_a_pace_that_nobody_knows() -> None:
+    """Its probe after the load could not be made: nothing is judged, and all is still compared."""
+    found = _of(compare(scenario(), live_run(pace_after=math.nan)), "load")
+    assert {one.verdict for one in found if one.budget is not None} == {Verdict.NOT_JUDGED}
+    assert all(math.isfinite(one.error) for one in found)
+
+
+def test_steps_with_prompts_have_a_pace_of_their_own() -> None:
+    """Prompt steps twice as long: of a TTFT the wait for the running decode step stays, at most half a prompt step."""
+    facts = live_run(noise=0.0)
+    before = _of(compare(scenario(), facts), "load light", "ttft p50", "simulator")[0]
+    facts.loads = [replace(run, prompt_paces=(2.0, 2.0)) for run in facts.loads]
+    after = _of(compare(scenario(), facts), "load light", "ttft p50", "simulator")[0]
+    assert 1.3 < after.predicted / before.predicted < 2.6
+
+
+def test_pace_by_hand() -> None:
+    """Probes 1, 1.2, 1.1, 1.5: mean 1.2, halves 1.1 and 1.3, standard error 0.2160 / 2."""
+    run = replace(live_run().loads[0], paces=(1.0, 1.2, 1.1, 1.5))
+    assert run.pace == run.prompt_pace == pytest.approx(1.2)
+    assert run.pace_change == pytest.approx(1.3 / 1.1 - 1.0)
+    assert run.pace_error == pytest.approx(0.2160247 / 2.0, rel=1e-6)
+    mixed = replace(run, prompt_paces=(0.8, 1.2))
+    assert (mixed.pace, mixed.prompt_pace) == pytest.approx((1.2, 1.0))
+    assert mixed.pace_error == pytest.approx(0.2, rel=1e-6)
+    nobody = replace(run, paces=())
+    assert math.isnan(nobody.pace)
+    assert math.isnan(nobody.pace_change)
 
 
 def test_a_run_that_stopped_is_never_within() -> None:
@@ -144,12 +174,12 @@ def test_a_run_that_ended_early_is_compared_as_far_as_it_came() -> None:
     found = compare(scenario(), facts)
     assert _of(found, "decode steps")
     assert not _of(found, "draft length")
-    assert not_reached(scenario(), facts) == ["5 of 8 loads", "acceptance at 5 of 5 draft lengths"]
+    assert not_reached(scenario(), facts) == ["3 of 6 loads", "acceptance at 5 of 5 draft lengths"]
 
 
 def test_exact_facts() -> None:
     plan = scenario("vllm-cpu")
-    facts = live_run()
+    facts = live_run(name="vllm-cpu")
     facts.kv_blocks = [("one", 1365.0, 1365.0), ("two", 1260.0, 1261.0)]
     facts.table, facts.table_seen = {1: 3, 8: 1, 32: 0}, {1: 3.0, 8: 2.0}
     by_metric = {one.metric: one.verdict for one in compare(plan, facts) if one.executor == "policy"}

@@ -110,6 +110,31 @@ def test_stamps_of_an_open_loop_by_a_clock_of_our_own() -> None:
     assert not rows.refused.any()
 
 
+def test_what_is_done_between_steps_takes_no_time_of_the_run() -> None:
+    """A clock that ticks at every reading: with 1000 ticks lost after every third step, the stamps are the same."""
+    stamps = []
+    for lost in (0, 1000):
+        now = [0]
+
+        def clock(now: list[int] = now) -> float:
+            now[0] += 1
+            return float(now[0])
+
+        calls = [0]
+
+        def between(now: list[int] = now, lost: int = lost, calls: list[int] = calls) -> None:
+            now[0] += lost
+            calls[0] += 1
+
+        requests = _requests(6, seed=9)
+        for one in requests:
+            one.arrival_s = 20.0 * one.number
+        run = serve(_engine(), requests, clock=clock, sleep=lambda _: None, between=between, every=3)
+        assert calls[0] == len(run.steps) // 3 > 3
+        stamps.append([one.token_s for one in run.requests])
+    assert stamps[0] == stamps[1]
+
+
 def test_a_run_that_is_stopped_keeps_what_it_has() -> None:
     ticks = itertools.count()
     requests = [Request(i, [1, 2, 3], 8, arrival_s=100.0 * i) for i in range(4)]

@@ -46,9 +46,14 @@ def serve(
     clock: Clock = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
     stop_after_s: float = float("inf"),
+    between: Callable[[], None] | None = None,
+    every: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> ServedRun:
     """Serve `requests`, whose arrivals count from the call.
+
+    After every `every`-th step `between` is called while the run's time stands still: no request comes, and no stamp
+    counts what it took.
 
     Raises
     ------
@@ -59,9 +64,10 @@ def serve(
     steps: list[TimedStep] = []
     start = clock()
     at = done = 0
+    paused = 0.0
 
     def now() -> float:
-        return clock() - start
+        return clock() - start - paused
 
     complete = True
     while at < len(ordered) or engine.busy:
@@ -80,6 +86,10 @@ def serve(
         if seconds < 0.0:
             raise RuntimeError(f"the clock went back by {-seconds:.3g} s during a step: the run cannot be judged")
         steps.append(TimedStep(seconds=seconds, record=record))
+        if between is not None and len(steps) % every == 0:
+            stopped = clock()
+            between()
+            paused += clock() - stopped
         if progress is not None and len(steps) % 16 == 0:
             done = sum(one.done for one in ordered)
             progress(done, len(ordered))

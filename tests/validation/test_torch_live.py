@@ -1,0 +1,69 @@
+"""What a live run on the PyTorch engine calibrates and probes; the bench is one whose times are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from live_samples import TRUTH, scenario
+
+pytest.importorskip("torch", reason="the PyTorch engine needs torch (extra live)")
+
+from servecast.calibration.fits.engine_steps import point_medians
+from servecast.validation.torch_engine.cells import StepPoint, StepSample
+from servecast.validation.torch_live import (
+    PROBE_BATCH,
+    PaceProbe,
+    as_samples,
+    calibration_points,
+    probed_points,
+)
+
+
+def _seconds(point: StepPoint) -> float:
+    return float(TRUTH.seconds(as_samples([StepSample(point=point, block=0, seconds=1.0)], [point]).work)[0])
+
+
+class _Bench:
+    """Decode steps take 1.2 times what they took, steps with prompts 0.9 times."""
+
+    def __init__(self) -> None:
+        self.asked: list[StepPoint] = []
+
+    def seconds(self, point: StepPoint) -> float:
+        self.asked.append(point)
+        return _seconds(point) * (0.9 if point.chunks else 1.2)
+
+
+@pytest.mark.parametrize("name", ["torch", "torch-quick"])
+def test_pace_is_that_of_calibrated_points(name: str) -> None:
+    plan = scenario(name)
+    assert plan.steps is not None
+    points = calibration_points(plan.steps, plan.speculation, plan.engine.max_model_len)
+    samples = [StepSample(point=one, block=block, seconds=_seconds(one)) for block in range(2) for one in points]
+    probed = probed_points(points, point_medians(as_samples(samples, points)))
+    assert set(probed) <= set(points)
+    assert all(one.batch and not one.armed for one in probed)
+    assert all(one.chunks or one.batch <= PROBE_BATCH for one in probed)
+    assert min(sum(bool(one.chunks) is kind for one in probed) for kind in (True, False)) > 4
+    for one, seconds in probed.items():
+        assert seconds == pytest.approx(_seconds(one), rel=1e-12)
+    bench = _Bench()
+    probe = PaceProbe(bench, probed, seed=3)  # type: ignore[arg-type] (a bench without an engine)
+    for _ in range(3 * len(probed)):
+        probe()
+    np.testing.assert_allclose(probe.decode, 1.2, rtol=1e-12)
+    np.testing.assert_allclose(probe.prompts, 0.9, rtol=1e-12)
+    # every round visits every point, in an order of its own
+    rounds = [bench.asked[i : i + len(probed)] for i in range(0, len(bench.asked), len(probed))]
+    assert all(set(one) == set(probed) for one in rounds)
+    assert rounds[0] != rounds[1]
+
+
+def test_no_judged_point_is_calibrated() -> None:
+    """A point in both would be foretold by itself; contexts and batches of the shipped scenarios keep apart."""
+    for name in ("torch", "torch-quick"):
+        plan = scenario(name)
+        assert plan.steps is not None
+        points = calibration_points(plan.steps, plan.speculation, plan.engine.max_model_len)
+        judged = {StepPoint(batch, context) for batch, context in plan.steps.validated.cells()}
+        assert not judged & set(points)
