@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -259,7 +260,8 @@ class PaceProbe:
         if not self._round:
             self._round = self._draw.sample(list(self._calibrated), len(self._calibrated))
         point = self._round.pop()
-        ratio = self._bench.seconds(point) / self._calibrated[point]
+        # sequences of a load differ in context, and a batch is padded to the longest
+        ratio = self._bench.seconds(replace(point, spread=point.context // 2)) / self._calibrated[point]
         (self.prompts if point.chunks else self.decode).append(ratio)
 
 

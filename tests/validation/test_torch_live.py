@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from live_samples import TRUTH, scenario
@@ -30,6 +32,9 @@ class _Bench:
         self.asked: list[StepPoint] = []
 
     def seconds(self, point: StepPoint) -> float:
+        assert np.mean(point.contexts) == pytest.approx(point.context, abs=0.5)
+        assert point.batch == 1 or min(point.contexts) < point.context < max(point.contexts)
+        point = replace(point, spread=0)
         self.asked.append(point)
         return _seconds(point) * (0.9 if point.chunks else 1.2)
 
@@ -57,6 +62,13 @@ def test_pace_is_that_of_calibrated_points(name: str) -> None:
     rounds = [bench.asked[i : i + len(probed)] for i in range(0, len(bench.asked), len(probed))]
     assert all(set(one) == set(probed) for one in rounds)
     assert rounds[0] != rounds[1]
+
+
+def test_contexts_of_a_point_by_hand() -> None:
+    assert StepPoint(3, 64).contexts == [64, 64, 64]
+    assert StepPoint(3, 64, spread=32).contexts == [32, 64, 96]
+    assert StepPoint(1, 64, spread=32).contexts == [64]
+    assert StepPoint(0, 0).contexts == []
 
 
 def test_no_judged_point_is_calibrated() -> None:

@@ -23,13 +23,23 @@ class StepPoint:
     batch: int
     """Decoding sequences; 0: the step computes prompts alone."""
     context: int
-    """Cached tokens of each."""
+    """Cached tokens of each, on average."""
     gamma: int = 0
     """Drafted tokens of each."""
     chunks: tuple[tuple[int, int], ...] = ()
     """Start and end of the prompt chunks in the same step."""
     armed: bool = False
     """A drafter is configured: with gamma 0 it makes the pass that keeps its cache in step."""
+    spread: int = 0
+    """Contexts lie evenly from `context` less this to `context` and this; a batch is padded to its longest."""
+
+    @property
+    def contexts(self) -> list[int]:
+        """Cached tokens sequence by sequence."""
+        if self.batch < 2:
+            return [self.context] * self.batch
+        step = 2.0 * self.spread / (self.batch - 1)
+        return [round(self.context - self.spread + step * number) for number in range(self.batch)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +87,7 @@ class StepBench:
         """Time of one step, as a server that is never idle sees it."""
         engine = self._armed if point.armed or point.gamma else self._plain
         self._length = point.gamma
-        decoding = [self._request(point.context, 1) for _ in range(point.batch)]
+        decoding = [self._request(context, 1) for context in point.contexts]
         engine.place(decoding, [self._request(end, 0, computed=start) for start, end in point.chunks])
         begun = self._clock()
         engine.step(self._clock)
