@@ -212,9 +212,11 @@ def _chosen(errors: dict[str, Floats], rows: Floats) -> str:
     best = min(by_group.values(), key=lambda one: float(one.mean()))
     for name, found in by_group.items():
         worse = found - best
-        if worse.mean() <= worse.std(ddof=1) / np.sqrt(worse.size) if worse.size > 1 else worse.mean() <= 0.0:
+        # one group says nothing of its error
+        doubt = float(worse.std(ddof=1)) / np.sqrt(worse.size) if worse.size > 1 else 0.0
+        if worse.mean() <= doubt:
             return name
-    return next(iter(errors))
+    return next(iter(errors))  # no error is a number
 
 
 def _held_out(form: _Form, medians: PointMedians) -> Floats:
