@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from servecast.model.batch_steps import ScaledSteps, StepTimes
 from servecast.model.engine_steps import EngineSteps
 from servecast.model.prediction import Z90
 from servecast.model.request_rows import RequestRows, measured_rows
-from servecast.model.transient import transient
+from servecast.model.transient import Piece, transient
 from servecast.model.workload import Trace
 from servecast.validation.metrics import latencies, percentile
 from servecast.validation.scheduler import EngineLimits
@@ -30,35 +31,24 @@ def simulated(trace: Trace, steps: StepTimes, limits: EngineLimits) -> RequestRo
 
 
 def closed_form(trace: Trace, steps: StepTimes, limits: EngineLimits) -> RequestRows:
-    """Every request through a fluid of the others (:mod:`servecast.model.transient`).
-
-    A prompt costs what it adds to a step of as many sequences as run on average, found by Little's law.
-    """
+    """Every request through a fluid of the others (:mod:`servecast.model.transient`)."""
     context = _mean_context(trace)
     cap = max(min(limits.max_num_seqs, int(limits.kv_tokens / context), len(trace.t_s)), 1)
-    pace = np.array([steps.decode(batch, int(batch * context))[0] for batch in range(1, cap + 1)])
-    beside = 1
-    first = last = np.empty(0)
-    for _ in range(3):
-        alone = pace[beside - 1]
-        # every chunk of a long prompt is a step of its own
-        prompt = np.array(
-            [
-                sum(steps.mixed([one], 1, beside, int(beside * context)) for one in _chunks(int(n), limits))
-                for n in trace.n_in
-            ]
-        )
-        first, last = transient(
-            trace.t_s,
-            trace.n_out,
-            prompt - alone,
-            pace,
-            cap,
-            n_in=trace.n_in,
-            step_tokens=float(limits.max_num_batched_tokens),
-        )
-        stay = float((last - trace.t_s).sum())
-        beside = int(np.clip(round(stay / max(float(last.max() - trace.t_s[0]), 1e-12)), 1, cap))
+    pace = [steps.decode(batch, int(batch * context))[0] for batch in range(1, cap + 1)]
+
+    def admission(pieces: Sequence[Piece], running: int) -> float:
+        chunks = [(int(start), int(end)) for _, start, end in pieces]
+        return steps.mixed(chunks, len(chunks), running, int(running * context))
+
+    first, last = transient(
+        trace.t_s,
+        trace.n_out,
+        admission,
+        pace,
+        cap,
+        n_in=trace.n_in,
+        step_tokens=float(limits.max_num_batched_tokens),
+    )
     own = steps.first_token_s
     return measured_rows(trace.t_s, first + own, last + own, trace.n_in, trace.n_out)
 

@@ -34,7 +34,7 @@ from servecast.model.llm import Llm
 from servecast.model.memory import MEMORY_RULES, memory_budget
 from servecast.model.operator_steps import OperatorSteps
 from servecast.model.request_rows import RequestRows
-from servecast.model.transient import transient
+from servecast.model.transient import apart, transient
 from servecast.model.workload import Trace
 from servecast.readers.catalogues import gpu, llm
 from servecast.readers.operator_profiles import ProfiledRun, operator_tables, read_runs, read_summary, read_truth
@@ -159,11 +159,12 @@ def _closed_form(run: ProfiledRun, steps: ScaledSteps, limits: EngineLimits) -> 
     alone = steps.lockstep((decoding,) * run.dp)
     others = (decoding,) * (run.dp - 1)
     prefill = np.array([steps.lockstep((([(0, int(n))], 1, *decoding[2:]), *others)) - alone for n in run.n_in])
+    pace = _pace(run, steps, limits)
     first, last = transient(
         run.arrival_s,
         run.n_out,
-        prefill,
-        _pace(run, steps, limits),
+        apart(prefill, pace, n_in=run.n_in),
+        pace,
         cap,
         n_in=run.n_in,
         step_tokens=float(limits.max_num_batched_tokens * run.dp),
