@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from servecast.validation.comparing import compare, not_reached, unanswered
-from servecast.validation.live_facts import LiveFacts
+from servecast.validation.live_facts import LiveFacts, LoadRun
+from servecast.validation.pace import halves, pace_of
 from servecast.validation.scenario import Scenario, parse_scenario, shipped_scenarios, shipped_text
 from servecast.validation.validated import Validated
 from servecast.validation.verdicts import Comparison
@@ -123,28 +124,33 @@ def result_document(found: Validated) -> dict[str, Any]:
         "engine": facts.engine,
         "fit": None if facts.fit is None else _fit(facts),
         "comparisons": [_row(one) for one in found.comparisons],
-        "loads": [
-            {
-                "case": run.case,
-                "seed": run.seed,
-                "utilisation": run.utilisation,
-                "busy_share": run.busy_share,
-                "requests": len(run.trace.t_s),
-                "failed": int(run.rows.refused.sum()),
-                "pace": run.pace,
-                "prompt_pace": run.prompt_pace,
-                "pace_probes": len(run.paces) + len(run.prompt_paces),
-                "pace_before": run.pace_before,
-                "pace_after": run.pace_after,
-                "client_lag_s": run.client_lag_s,
-                "notes": list(run.notes),
-            }
-            for run in facts.loads
-        ],
+        "loads": [_load(run) for run in facts.loads],
         "missing": list(found.missing),
         "stopped": facts.stopped,
         "notes": list(facts.notes),
         "wall_s": found.wall_s,
+    }
+
+
+def _load(run: LoadRun) -> dict[str, Any]:
+    pace, (before, after) = pace_of(run.probes), halves(run.probes)
+    return {
+        "case": run.case,
+        "seed": run.seed,
+        "utilisation": run.utilisation,
+        "busy_share": run.busy_share,
+        "requests": len(run.trace.t_s),
+        "failed": int(run.rows.refused.sum()),
+        "pace": pace.decode if run.probes else None,
+        "prompt_pace": pace.prompts if run.probes else None,
+        "pace_error": pace.error,
+        "pace_probes": len(run.probes),
+        "pace_before": before,
+        "pace_after": after,
+        "pace_least": float(pace.relative.min()),
+        "pace_most": float(pace.relative.max()),
+        "client_lag_s": run.client_lag_s,
+        "notes": list(run.notes),
     }
 
 

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from servecast.calibration.fits.engine_steps import PointMedians, StepSamples, StepsFit, point_medians
 from servecast.model.acceptance import AcceptanceCurve
-from servecast.model.batch_steps import ScaledSteps
 from servecast.model.engine_steps import EngineSteps
 from servecast.model.prediction import Z90
 from servecast.validation.draft_choice import acceptance_curve, chosen_lengths, measured_goodput, regrets
-from servecast.validation.executors import EXECUTORS, FIGURES, baseline_steps, figures, predicted_figures
+from servecast.validation.executors import EXECUTORS, FIGURES, Foretold, baseline_steps, figures, predicted_figures
 from servecast.validation.live_facts import LiveFacts, LoadRun
+from servecast.validation.pace import drawn_paces
 from servecast.validation.scenario import Scenario, Speculation
 from servecast.validation.verdicts import Comparison
 
@@ -192,13 +192,11 @@ def _case(
     if facts.limits is None:
         return []
     steps, limits = fit.steps, facts.limits
-    # the pace was probed with each run: what is left of its uncertainty is the form's, and that of the probes' mean
-    spread = [float(np.hypot(steps.log_sd, np.nan_to_num(run.pace_error))) for run in runs]
     predicted = [
         predicted_figures(
-            executor, run.trace, ScaledSteps(steps, run.pace, prompt_factor=run.prompt_pace), limits, log_sd=sd
+            executor, run.trace, steps, limits, log_sd=steps.log_sd, paces=drawn_paces(run.probes, seed=scenario.seed)
         )
-        for run, sd in zip(runs, spread, strict=True)
+        for run in runs
     ]
     naive = _unqueued(_naive(steps, facts), runs) if facts.size is not None else {}
     return over_seeds(scenario, runs, executor, predicted, naive=naive)
@@ -208,20 +206,25 @@ def over_seeds(
     scenario: Scenario,
     runs: Sequence[LoadRun],
     executor: str,
-    predicted: Sequence[dict[str, tuple[float, float, float]]],
+    predicted: Sequence[dict[str, Foretold]],
     *,
     naive: dict[str, float],
 ) -> list[Comparison]:
-    """Means over the seeds of one case of every figure, predicted and measured."""
+    """Means over the seeds of one case of every figure, predicted and measured.
+
+    What the form is off by, it is off by with every seed; the noise of each is its own.
+    """
     measured = [figures(run.rows) for run in runs]
-    # a probe that could not be made leaves a pace that nobody knows, which is above every limit
-    pace = float(np.max([run.pace_change for run in runs]))
-    probed = any(run.paces for run in runs)
+    # nobody probes the pace of a server that is not ours
+    limit = scenario.noise.load if any(run.probes for run in runs) else None
     failed = max(float(run.rows.refused.mean()) for run in runs)
     found = []
     for name in FIGURES:
         seen = np.array([one[name] for one in measured])
-        value, low, high = (float(np.mean([one[name][i] for one in predicted])) for i in range(3))
+        foretold = [one[name] for one in predicted]
+        value, down, up = (float(np.mean([getattr(one, end) for one in foretold])) for end in ("value", "down", "up"))
+        noise = float(np.linalg.norm([one.noise for one in foretold])) / len(runs)
+        down, up = (float(np.hypot(one, Z90 * np.nan_to_num(noise))) for one in (down, up))
         mean = float(np.mean(seen))
         base = naive.get(name)
         found.append(
@@ -231,17 +234,16 @@ def over_seeds(
                 unit="s",
                 executor=executor,
                 predicted=value,
-                lo=low,
-                hi=high,
+                lo=max(value - down, 0.0),
+                hi=value + up,
                 measured=mean,
                 measured_lo=float(np.min(seen)),
                 measured_hi=float(np.max(seen)),
                 error=value / mean - 1.0 if mean > 0.0 and failed <= FAILED_SHARE else NAN,
                 baseline=None if base is None or not mean > 0.0 else base / mean - 1.0,
                 budget=_load_budget(scenario, name, executor),
-                noise=pace,
-                # nobody probes the pace of a server that is not ours
-                noise_limit=scenario.noise.pace if probed else None,
+                noise=noise / value,
+                noise_limit=limit,
                 group=f"utilisation {runs[0].utilisation:g}" if np.isfinite(runs[0].utilisation) else "",
             )
         )

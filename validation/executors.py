@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from servecast.model.request_rows import RequestRows, measured_rows
 from servecast.model.transient import Piece, transient
 from servecast.model.workload import Trace
 from servecast.validation.metrics import latencies, percentile
+from servecast.validation.pace import STEADY, Pace, in_time, in_work, steps_at
 from servecast.validation.scheduler import EngineLimits
 from servecast.validation.simulator import simulate
 
@@ -94,16 +95,54 @@ def figures(rows: RequestRows) -> dict[str, float]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Foretold:
+    """One figure of one load by one executor. [s]"""
+
+    value: float
+    """Mean over the paces that the probes do not tell apart."""
+    down: float
+    """How much less with all steps shorter by what their form may be off, 90 % of the times."""
+    up: float
+    """How much more with all steps longer."""
+    noise: float
+    """Standard deviation over those paces; NaN where there is one alone."""
+
+
 def predicted_figures(
-    executor: str, trace: Trace, steps: StepTimes, limits: EngineLimits, *, log_sd: float
-) -> dict[str, tuple[float, float, float]]:
-    """(value, lo, hi) of every figure by one executor: all steps shorter, or longer, by what their pace may be off."""
-    run = {"simulator": simulated, "closed_form": closed_form}[executor]
+    executor: str,
+    trace: Trace,
+    steps: StepTimes,
+    limits: EngineLimits,
+    *,
+    log_sd: float,
+    paces: Sequence[Pace] = (STEADY,),
+) -> dict[str, Foretold]:
+    """Every figure by one executor; `log_sd` is how far off the form of the steps may be, `paces` are the machine's."""
     low, middle, high = (
-        figures(run(trace, ScaledSteps(steps, float(np.exp(shift * Z90 * log_sd))), limits))
+        [
+            figures_at(executor, trace, ScaledSteps(steps, float(np.exp(shift * Z90 * log_sd))), limits, pace)
+            for pace in paces
+        ]
         for shift in (-1.0, 0.0, 1.0)
     )
-    return {name: (middle[name], min(low[name], middle[name]), max(high[name], middle[name])) for name in FIGURES}
+    found = {}
+    for name in FIGURES:
+        less, values, more = (np.array([one[name] for one in runs]) for runs in (low, middle, high))
+        value = float(values.mean())
+        found[name] = Foretold(
+            value=value,
+            down=max(value - float(less.mean()), 0.0),
+            up=max(float(more.mean()) - value, 0.0),
+            noise=float(values.std(ddof=1)) if len(paces) > 1 else float("nan"),
+        )
+    return found
+
+
+def figures_at(executor: str, trace: Trace, steps: StepTimes, limits: EngineLimits, pace: Pace) -> dict[str, float]:
+    """`figures` by one executor on a machine that moves at this pace. [s]"""
+    run = {"simulator": simulated, "closed_form": closed_form}[executor]
+    return figures(in_time(run(in_work(trace, pace), steps_at(steps, pace), limits), trace, pace))
 
 
 def baseline_steps(

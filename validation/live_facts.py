@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from servecast.calibration.fits.engine_steps import StepSamples, StepsFit
 from servecast.model.request_rows import RequestRows
 from servecast.model.workload import Trace
 from servecast.validation.draft_choice import AcceptanceCount
+from servecast.validation.pace import Probe
 from servecast.validation.scheduler import EngineLimits
 
 
@@ -25,53 +24,11 @@ class LoadRun:
     """Seen: share of the time that the engine computed; NaN where it does not say. [-]"""
     trace: Trace
     rows: RequestRows
-    paces: tuple[float, ...] = ()
-    """Pace of the machine over the calibrated one, by timed decode steps in order of time; above 1 is slower. NaN where
-    a probe could not be made, empty where nobody probed. [-]"""
-    prompt_paces: tuple[float, ...] = ()
-    """Likewise by steps with prompts in them: arithmetic binds those and memory the others, and what a neighbour takes
-    of one is not what it takes of the other. Empty: as `paces`. [-]"""
+    probes: tuple[Probe, ...] = ()
+    """Of the machine's pace, in order of time; empty where nobody probed."""
     client_lag_s: float = 0.0
     """99th percentile of how late requests were sent: a client that was kept from its work. [s]"""
     notes: tuple[str, ...] = ()
-
-    @property
-    def pace(self) -> float:
-        """Of decode steps, mean of the probes that were made; NaN where none was. [-]"""
-        return _mean_and_error(self.paces)[0]
-
-    @property
-    def prompt_pace(self) -> float:
-        """Of steps with prompts. [-]"""
-        return _mean_and_error(self.prompt_paces or self.paces)[0]
-
-    @property
-    def pace_error(self) -> float:
-        """Standard error of the less certain of both; NaN with fewer than two probes. [-]"""
-        return max(_mean_and_error(one)[1] for one in (self.paces, self.prompt_paces or self.paces))
-
-    @property
-    def pace_before(self) -> float:
-        """Of decode steps over the first half of the probes. [-]"""
-        return float(np.mean(self.paces[: len(self.paces) // 2])) if len(self.paces) > 1 else float("nan")
-
-    @property
-    def pace_after(self) -> float:
-        """Over the second half. [-]"""
-        return float(np.mean(self.paces[len(self.paces) // 2 :])) if len(self.paces) > 1 else float("nan")
-
-    @property
-    def pace_change(self) -> float:
-        """How far the machine changed its pace over the run; NaN where that is not known. [-]"""
-        return abs(self.pace_after / self.pace_before - 1.0)
-
-
-def _mean_and_error(probes: tuple[float, ...]) -> tuple[float, float]:
-    """Of the finite ones."""
-    made = np.array([one for one in probes if np.isfinite(one)])
-    if made.size < 2:
-        return (float(made[0]) if made.size else float("nan")), float("nan")
-    return float(made.mean()), float(made.std(ddof=1) / np.sqrt(made.size))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

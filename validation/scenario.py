@@ -177,8 +177,8 @@ class NoiseLimits(Part):
 
     step_cv: Share = 0.05
     """Median scatter of a timed step after the rounds' pace is taken out."""
-    pace: Share = 0.15
-    """Change of the machine's pace from before a load to after it."""
+    load: Share = 0.10
+    """Standard error of a load's predicted figure by the probes of the machine's pace."""
 
 
 class Scenario(Part):

@@ -19,6 +19,7 @@ from servecast.validation.executors import capacity_rps
 from servecast.validation.http_load import Clock, clock_warning
 from servecast.validation.live_facts import EngineSize, LiveFacts, LoadRun
 from servecast.validation.live_loads import load_trace
+from servecast.validation.pace import Probe
 from servecast.validation.scenario import Loads, Scenario, Speculation, Steps
 from servecast.validation.scheduler import EngineLimits
 from servecast.validation.torch_engine.cells import StepBench, StepPoint, StepSample, measure
@@ -32,15 +33,20 @@ Report = Callable[[str, int, int], None]
 """Takes what is done, how much of it, of how much."""
 Floats = NDArray[np.float64]
 
-CHUNKS = (16, 45, 96, 127, 190, 256)
+CHUNKS = (16, 45, 96, 127, 160, 190, 224, 256)
 """Prompts alone whose steps are calibrated; some fill whole tiles of a kernel and some do not. [tokens]"""
 MIXED = (
     (16, ((0, 61),)),
     (8, ((0, 32), (0, 32))),
+    (8, ((0, 80), (0, 83))),
     (4, ((0, 77),)),
     (4, ((0, 48), (0, 48), (0, 48))),
+    (4, ((0, 96), (0, 90), (0, 56))),
+    (4, ((0, 32), (0, 64), (0, 65), (0, 64))),
+    (4, ((0, 48), (0, 80), (0, 64))),
     (2, ((64, 130),)),
     (2, ((0, 64), (0, 64))),
+    (2, ((0, 64), (0, 95), (0, 64))),
     (1, ((0, 47),)),
     (1, ((0, 32), (0, 64), (0, 97))),
 )
@@ -230,8 +236,7 @@ def _loads(
                 busy_share=run.busy_share,
                 trace=trace,
                 rows=run.rows,
-                paces=tuple(probe.decode),
-                prompt_paces=tuple(probe.prompts),
+                probes=tuple(probe.made),
             )
         )
         if warning:
@@ -242,27 +247,24 @@ def _loads(
 class PaceProbe:
     """The machine's pace while a load runs: one step of the calibration a call, over its time then, in fresh rounds.
 
-    Steps of a load slow down with the machine, and queues amplify it: at a utilisation of 0.8 a pace that is off by 5 %
-    is off by some 15 % in the latencies. A pace probed before and after a load does not show what happened within.
-    What the fit makes of its points does not enter.
+    A pace probed before and after a load does not show what happened within. What the fit makes of its points does not
+    enter.
     """
 
     def __init__(self, bench: StepBench, calibrated: dict[StepPoint, float], seed: int) -> None:
         self._bench, self._calibrated = bench, calibrated
         self._draw = random.Random(seed)  # noqa: S311 (an order, not a secret)
         self._round: list[StepPoint] = []
-        self.decode: list[float] = []
-        """Seconds over those of the calibration, call by call, of steps without prompts. [-]"""
-        self.prompts: list[float] = []
+        self.made: list[Probe] = []
 
-    def __call__(self) -> None:
-        """Time one step."""
+    def __call__(self, at_s: float) -> None:
+        """Time one step, at this time of the load."""
         if not self._round:
             self._round = self._draw.sample(list(self._calibrated), len(self._calibrated))
         point = self._round.pop()
         # sequences of a load differ in context, and a batch is padded to the longest
         ratio = self._bench.seconds(replace(point, spread=point.context // 2)) / self._calibrated[point]
-        (self.prompts if point.chunks else self.decode).append(ratio)
+        self.made.append(Probe(at_s, ratio, prompts=bool(point.chunks)))
 
 
 def probed_points(points: Sequence[StepPoint], medians: PointMedians) -> dict[StepPoint, float]:

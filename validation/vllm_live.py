@@ -30,6 +30,7 @@ from servecast.validation.http_load import LiveRun, LoadRequest, load_requests, 
 from servecast.validation.live_facts import LiveFacts
 from servecast.validation.live_loads import load_trace, served_load
 from servecast.validation.metrics import latencies
+from servecast.validation.pace import Probe
 from servecast.validation.scenario import Loads, Scenario, Speculation
 from servecast.validation.scheduler import EngineLimits
 from servecast.validation.torch_engine.trained_pair import RECIPES, TrainedPair, trained_pair
@@ -301,12 +302,18 @@ def _served(scenario: Scenario, loads: Loads, facts: LiveFacts, python: str, pai
                     case=case,
                     seed=seed,
                     # a server that is gone has no pace, and what was measured is kept
-                    paces=(before, float("nan") if run.aborted else probe.pace(steps)),
+                    probes=(Probe(0.0, before), Probe(_end_s(run), float("nan") if run.aborted else probe.pace(steps))),
                 )
             )
             if fault:
                 raise RuntimeError(f"load {case.name}: {fault}")
             say("loads", number + 1, len(runs))
+
+
+def _end_s(run: LiveRun) -> float:
+    """Last token that came. [s]"""
+    came = run.rows.last_token_s[np.isfinite(run.rows.last_token_s)]
+    return float(came.max()) if came.size else 0.0
 
 
 ServerSample = tuple[StepWork, int, float]

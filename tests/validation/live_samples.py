@@ -10,6 +10,7 @@ from servecast.readers.yaml_edge import load_yaml
 from servecast.validation.draft_choice import AcceptanceCount
 from servecast.validation.executors import capacity_rps, simulated
 from servecast.validation.live_facts import EngineSize, LiveFacts, LoadRun
+from servecast.validation.pace import Probe
 from servecast.validation.scenario import Scenario, parse_scenario, shipped_text
 from servecast.validation.scheduler import EngineLimits
 
@@ -81,7 +82,7 @@ def live_run(
                     busy_share=0.9,
                     trace=trace,
                     rows=simulated(trace, slow, LIMITS),
-                    paces=(1.0, pace_after),
+                    probes=(Probe(0.0, 1.0), Probe(float(trace.t_s[-1]), pace_after)),
                 )
             )
     return facts

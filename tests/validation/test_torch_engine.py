@@ -120,18 +120,18 @@ def test_what_is_done_between_steps_takes_no_time_of_the_run() -> None:
             now[0] += 1
             return float(now[0])
 
-        calls = [0]
+        calls: list[float] = []
 
-        def between(now: list[int] = now, lost: int = lost, calls: list[int] = calls) -> None:
+        def between(at_s: float, now: list[int] = now, lost: int = lost, calls: list[float] = calls) -> None:
             now[0] += lost
-            calls[0] += 1
+            calls.append(at_s)
 
         requests = _requests(6, seed=9)
         for one in requests:
             one.arrival_s = 20.0 * one.number
         run = serve(_engine(), requests, clock=clock, sleep=lambda _: None, between=between, every=3)
-        assert calls[0] == len(run.steps) // 3 > 3
-        stamps.append([one.token_s for one in run.requests])
+        assert len(calls) == len(run.steps) // 3 > 3
+        stamps.append((calls, [one.token_s for one in run.requests]))
     assert stamps[0] == stamps[1]
 
 

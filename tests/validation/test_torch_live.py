@@ -54,10 +54,11 @@ def test_pace_is_that_of_calibrated_points(name: str) -> None:
         assert seconds == pytest.approx(_seconds(one), rel=1e-12)
     bench = _Bench()
     probe = PaceProbe(bench, probed, seed=3)  # type: ignore[arg-type] (a bench without an engine)
-    for _ in range(3 * len(probed)):
-        probe()
-    np.testing.assert_allclose(probe.decode, 1.2, rtol=1e-12)
-    np.testing.assert_allclose(probe.prompts, 0.9, rtol=1e-12)
+    for number in range(3 * len(probed)):
+        probe(0.5 * number)
+    for prompts, ratio in ((False, 1.2), (True, 0.9)):
+        np.testing.assert_allclose([one.ratio for one in probe.made if one.prompts is prompts], ratio, rtol=1e-12)
+    np.testing.assert_array_equal([one.at_s for one in probe.made], 0.5 * np.arange(3 * len(probed)))
     # every round visits every point, in an order of its own
     rounds = [bench.asked[i : i + len(probed)] for i in range(0, len(bench.asked), len(probed))]
     assert all(set(one) == set(probed) for one in rounds)

@@ -46,14 +46,14 @@ def serve(
     clock: Clock = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
     stop_after_s: float = float("inf"),
-    between: Callable[[], None] | None = None,
+    between: Callable[[float], None] | None = None,
     every: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> ServedRun:
     """Serve `requests`, whose arrivals count from the call.
 
-    After every `every`-th step `between` is called while the run's time stands still: no request comes, and no stamp
-    counts what it took.
+    After every `every`-th step `between` is called with the run's time, which stands still: no request comes, and no
+    stamp counts what it took.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def serve(
         steps.append(TimedStep(seconds=seconds, record=record))
         if between is not None and len(steps) % every == 0:
             stopped = clock()
-            between()
+            between(stopped - start - paused)
             paused += clock() - stopped
         if progress is not None and len(steps) % 16 == 0:
             done = sum(one.done for one in ordered)
