@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from servecast.calibration.fits.engine_steps import PointMedians, StepSamples, fit_steps
+from servecast.calibration.fits.engine_steps import PointMedians, StepSamples, fit_steps, near_pace
 from servecast.calibration.microbenchmarks.device import cpu_model
 from servecast.model.engine_steps import EngineSteps, StepWork, decode_work, with_chunk
 from servecast.model.workload import Trace
@@ -119,10 +119,13 @@ def _steps(scenario: Scenario, steps: Steps, facts: LiveFacts, bench: StepBench,
     for sample in measure(bench, points, blocks=steps.rounds, seed=scenario.seed):
         samples.append(sample)
         say("steps", len(samples), total)
-    facts.fit = fit_steps(as_samples(samples, calibrated))
-    facts.validated = as_samples(samples, plain)
+    paces = near_pace(
+        np.array([one.seconds for one in samples]), np.array([points.index(one.point) for one in samples])
+    )
+    facts.fit = fit_steps(as_samples(samples, calibrated, paces))
+    facts.validated = as_samples(samples, plain, paces)
     if scenario.speculation is not None:
-        facts.drafted = facts.compared = as_samples(samples, drafted)
+        facts.drafted = facts.compared = as_samples(samples, drafted, paces)
         facts.context = float(scenario.speculation.context)
 
 
@@ -153,16 +156,18 @@ def speculative_points(speculation: Speculation | None) -> list[StepPoint]:
     ]
 
 
-def as_samples(samples: Iterable[StepSample], points: Sequence[StepPoint]) -> StepSamples:
-    """The samples of `points`, as the fit takes them."""
+def as_samples(samples: Sequence[StepSample], points: Sequence[StepPoint], paces: Floats | None = None) -> StepSamples:
+    """The samples of `points`, as the fit takes them; `paces` are the machine's, sample by sample."""
     wanted = set(points)
-    chosen = [one for one in samples if one.point in wanted]
-    work = [_work(one.point) for one in chosen]
+    chosen = np.array([one.point in wanted for one in samples], dtype=bool)
+    kept = [one for one, here in zip(samples, chosen, strict=True) if here]
+    work = [_work(one.point) for one in kept]
     columns = {name: np.array([float(getattr(one, name)) for one in work]) for name in StepWork.__dataclass_fields__}
     return StepSamples(
         **columns,
-        block=np.array([one.block for one in chosen], dtype=np.int64),
-        seconds=np.array([one.seconds for one in chosen]),
+        block=np.array([one.block for one in kept], dtype=np.int64),
+        seconds=np.array([one.seconds for one in kept]),
+        pace=np.ones(len(kept)) if paces is None else paces[chosen],
     )
 
 

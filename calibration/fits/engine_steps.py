@@ -1,7 +1,8 @@
 r"""Fit of an engine's step times to timed steps, with the machine's drift taken out.
 
 Samples come in rounds (blocks) that visit every point. A machine that runs slower for a while is slower for all points
-of a round, so each round has one factor, the median of its samples over the points' own medians; what is left is noise.
+of a round, so each round has one factor, the median of its samples over the points' own medians; one that changes
+within a round is seen by the samples just before and after (`near_pace`). What is left is noise.
 Constants solve a non-negative least squares in relative error, with a weak pull of neighbouring slopes towards each
 other. Rival forms (sets of knots, tiles) are compared by error on left-out row counts, whole groups at a time: a richer
 form must foretell what it has not seen better by more than the standard error of the difference.
@@ -10,7 +11,7 @@ form must foretell what it has not seen better by more than the standard error o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,8 @@ RIVALS: dict[str, tuple[float, ...]] = {
 holds for most row counts was chosen by their mean error, and foretold the largest steps 14 % too short."""
 PULL_ROWS = 1.0
 """Neighbouring slopes that differ by d s count as a residual of so many rows' worth of d, of a median step."""
+NEAR = 6
+"""Samples before and after one, in order of time, that say what the machine's pace was."""
 TILES = (1, 2, 4, 8, 16)
 """Rows that a kernel may compute together; 1: no remainder costs anything."""
 
@@ -45,6 +48,8 @@ class StepSamples:
     draft_rows: Floats
     block: Integers
     seconds: Floats
+    pace: Floats = field(default_factory=lambda: np.ones(1))
+    """Of the machine when each was taken, where it is known: above 1 is slower. [-]"""
 
     @property
     def work(self) -> StepWork:
@@ -96,20 +101,44 @@ def point_medians(samples: StepSamples) -> PointMedians:
         raise ValueError("seconds of every sample must be finite and > 0")
     point = samples.points()
     count = int(point.max()) + 1
-    middle = np.array([np.median(samples.seconds[point == one]) for one in range(count)])
-    blocks, block = np.unique(samples.block, return_inverse=True)
-    ratio = samples.seconds / middle[point]
-    factor = np.array([np.median(ratio[block == one]) for one in range(len(blocks))])
-    level = samples.seconds / factor[block]
+    level = samples.seconds / samples.pace
+    middle = _medians(level, point)
+    _, block = np.unique(samples.block, return_inverse=True)
+    factor = _medians(samples.seconds / middle[point], block)
+    level /= _medians(level / middle[point], block)[block]
     first = np.array([int(np.argmax(point == one)) for one in range(count)])
     groups = [level[point == one] for one in range(count)]
     return PointMedians(
         work=StepWork(**{name: getattr(samples, name)[first] for name in StepWork.__dataclass_fields__}),
-        seconds=np.array([np.median(one) for one in groups]),
+        seconds=_medians(level, point),
         cv=np.array([_robust_cv(one) for one in groups]),
         block_factor=factor,
         count=np.array([one.size for one in groups], dtype=np.int64),
     )
+
+
+def near_pace(seconds: Floats, point: Integers) -> Floats:
+    """The machine's pace at every sample, in order of time: by the `NEAR` before it and after it, not by itself. [-]
+
+    Neighbours are of other points, in fresh order every round, and each is compared with its own point's median. The
+    sample itself is left out: what it scatters by stays in it.
+    """
+    n = seconds.size
+    pace = np.ones(n)
+    if n <= 2 * NEAR:
+        return pace
+    offsets = np.r_[-NEAR:0, 1 : NEAR + 1]
+    at = np.clip(np.arange(n)[:, np.newaxis] + offsets, 0, n - 1)
+    at[at == np.arange(n)[:, np.newaxis]] = -1  # at either end there are fewer
+    for _ in range(3):  # a point's median and the pace know each other
+        ratio = np.append(seconds / _medians(seconds / pace, point)[point], np.nan)
+        ratio = np.where(at < 0, np.nan, ratio[at])
+        pace = np.asarray(np.nanmedian(ratio, axis=1))
+    return pace
+
+
+def _medians(values: Floats, group: Integers) -> Floats:
+    return np.array([np.median(values[group == one]) for one in range(int(group.max()) + 1)])
 
 
 def _robust_cv(values: Floats) -> float:

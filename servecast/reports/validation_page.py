@@ -26,7 +26,10 @@ _WORDS = {
 _TERMS = (
     ("Error", "Predicted over measured, less one. Of acceptance: tokens; of a draft length: goodput lost, as a share."),
     ("Naive", "The same error of the plain model: roofline without a queue, one acceptance probability, length 3."),
-    ("Noise", "What the same run shows of its own scatter: of a timed step, or what the machine's pace leaves open of a load."),
+    (
+        "Noise",
+        "Scatter that the same run shows: of a timed step, or what the machine's pace leaves open of a load.",
+    ),
     ("Not judged", "The noise was above the scenario's limit, or the figure is missing. It is never a pass."),
     ("90 % interval", "Nine of ten measurements of this figure are expected inside."),
 )
