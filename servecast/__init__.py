@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from servecast.simulating import simulate_fleet
     from servecast.speculating import plan_speculation
     from servecast.speculation_sources import SpeedRequest, speed_source
+    from servecast.validating import load_scenario, validate
 
 _HOME = {
     "Gpu": "model.hardware",
@@ -40,12 +41,14 @@ _HOME = {
     "gpu": "readers.catalogues",
     "llm": "readers.catalogues",
     "load_profile": "calibration.profile",
+    "load_scenario": "validating",
     "plan": "planning",
     "plan_speculation": "speculating",
     "predict": "predicting",
     "read_trace": "readers.traces",
     "simulate_fleet": "simulating",
     "speed_source": "speculation_sources",
+    "validate": "validating",
     "workload_from_parameters": "model.arrivals",
     "workload_from_trace": "model.arrivals",
 }
@@ -63,12 +66,14 @@ __all__ = [
     "gpu",
     "llm",
     "load_profile",
+    "load_scenario",
     "plan",
     "plan_speculation",
     "predict",
     "read_trace",
     "simulate_fleet",
     "speed_source",
+    "validate",
     "workload_from_parameters",
     "workload_from_trace",
 ]

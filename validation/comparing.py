@@ -18,11 +18,10 @@ from servecast.validation.executors import EXECUTORS, FIGURES, Foretold, baselin
 from servecast.validation.live_facts import LiveFacts, LoadRun
 from servecast.validation.pace import drawn_paces
 from servecast.validation.scenario import Scenario, Speculation
-from servecast.validation.verdicts import Comparison
+from servecast.validation.verdicts import NAN, Comparison
 
 Floats = NDArray[np.float64]
 
-NAN = float("nan")
 FAILED_SHARE = 0.01
 """Of the requests of one run: with more of them failed, what the others saw is another load's, and is not judged."""
 
@@ -108,12 +107,6 @@ def _steps(scenario: Scenario, facts: LiveFacts, fit: StepsFit, samples: StepSam
         metric="step time, mean absolute error",
         unit="share",
         executor="fit",
-        predicted=NAN,
-        lo=NAN,
-        hi=NAN,
-        measured=NAN,
-        measured_lo=NAN,
-        measured_hi=NAN,
         error=mape,
         baseline=naive,
         budget=budget,
@@ -146,8 +139,6 @@ def _point(steps: EngineSteps, medians: PointMedians, i: int, part: str) -> Comp
         measured_lo=measured * (1.0 - Z90 * cv),
         measured_hi=measured * (1.0 + Z90 * cv),
         error=found.value / measured - 1.0,
-        baseline=None,
-        budget=None,
         noise=cv,
         group=part,
     )
@@ -344,11 +335,7 @@ def _draft_lengths(
                 unit="tokens/s",
                 executor="solver",
                 predicted=float(goodput[i, lengths[i]]),
-                lo=NAN,
-                hi=NAN,
                 measured=float(best[i]),
-                measured_lo=NAN,
-                measured_hi=NAN,
                 error=float(lost[i]),
                 baseline=float(middle[i]),
                 budget=scenario.budgets.draft_length_regret,
@@ -356,14 +343,16 @@ def _draft_lengths(
                 noise_limit=limit,
             )
         )
-    mean = replace(
-        found[0],
+    mean = Comparison(
+        part="draft length",
         metric="mean regret",
-        predicted=NAN,
-        measured=NAN,
+        unit="tokens/s",
+        executor="solver",
         error=float(np.mean(lost)),
         baseline=float(np.mean(middle)),
         budget=scenario.budgets.mean_draft_length_regret,
+        noise=noise,
+        noise_limit=limit,
     )
     return [*found, mean]
 
@@ -396,7 +385,6 @@ def _exact(part: str, metric: str, unit: str, predicted: float, measured: float,
         measured_lo=measured,
         measured_hi=measured,
         error=predicted - measured if math.isfinite(measured) else NAN,
-        baseline=None,
         budget=budget,
         noise=0.0,
     )

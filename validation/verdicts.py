@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+NAN = float("nan")
+
 
 class Verdict(StrEnum):
     """Of one comparison, or of all."""
@@ -30,20 +32,20 @@ class Comparison:
     """``s``, ``tokens``, ``share``, ``blocks``."""
     executor: str
     """``simulator``, ``closed_form``, ``solver``, ``fit``, ``policy``."""
-    predicted: float
-    lo: float
-    hi: float
-    measured: float
-    measured_lo: float
-    measured_hi: float
-    """Least and most over seeds or repeats."""
     error: float
     """Signed, as a share of the measured figure; for an error that is already one (a MAPE, a regret) itself; for
     differences in tokens or blocks the difference."""
-    baseline: float | None
+    predicted: float = NAN
+    lo: float = NAN
+    hi: float = NAN
+    measured: float = NAN
+    measured_lo: float = NAN
+    measured_hi: float = NAN
+    """Least and most over seeds or repeats."""
+    baseline: float | None = None
     """The naive model's error, alike."""
-    budget: float | None
-    noise: float
+    budget: float | None = None
+    noise: float = NAN
     """What the same run shows of its own scatter, as a share; NaN where it was not measured. [-]"""
     noise_limit: float | None = None
     """Above this noise the comparison is not judged."""
