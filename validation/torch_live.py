@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -77,7 +78,6 @@ def _run(scenario: Scenario, facts: LiveFacts, device: str, say: Report) -> None
     import torch
 
     spec = scenario.engine
-    torch.set_num_threads(spec.threads)
     pair = trained_pair(RECIPES[spec.pair], progress=lambda done, total: say("training", done, total))
     target, draft = load_pair(pair, device=device)
     params = float(sum(one.numel() for one in target.parameters()))
@@ -97,13 +97,28 @@ def _run(scenario: Scenario, facts: LiveFacts, device: str, say: Report) -> None
     }
     facts.engine |= {f"pair_{name}": value for name, value in pair.facts().items()}
     bench = StepBench(target, draft, slots=spec.max_num_seqs, length=spec.max_model_len)
-    facts.size = _size(params, device)
-    if scenario.steps is not None:
-        _steps(scenario, scenario.steps, facts, bench, say)
-    if scenario.loads is not None and facts.fit is not None:
-        _loads(scenario, scenario.loads, facts, bench, (target, pair), say)
+    with _threads(spec.threads):
+        facts.size = _size(params, device)
+        if scenario.steps is not None:
+            _steps(scenario, scenario.steps, facts, bench, say)
+        if scenario.loads is not None and facts.fit is not None:
+            _loads(scenario, scenario.loads, facts, bench, (target, pair), say)
+    # counts, like training, take no time that anybody judges: on all threads
     if scenario.speculation is not None:
         _acceptance(scenario.speculation, scenario, facts, (target, draft, pair), say)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """What is timed, on so many threads; what comes after, on as many as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 # ---- single steps ----------------------------------------------------------------------------------------

@@ -48,8 +48,9 @@ def live_run(
     plan = scenario(name)
     assert plan.loads is not None
     assert plan.speculation is not None
+    longest = max(plan.speculation.lengths)
     calibrated = [decode_work(b, c) for b in (1, 2, 4, 8, 16, 32) for c in (64, 448)]
-    calibrated += [decode_work(b, 128, k, armed=True) for b in (1, 8, 32) for k in (0, 1, 3, 5)]
+    calibrated += [decode_work(b, 128, k, armed=True) for b in (1, 8, 32) for k in (0, 1, 3, longest)]
     calibrated += [with_chunk(StepWork(rows=0.0), 0, n) for n in (16, 64, 128, 256)]
     drafted = [decode_work(b, 192, k, armed=True) for b in plan.speculation.batches for k in plan.speculation.lengths]
     facts = LiveFacts(
@@ -61,10 +62,12 @@ def live_run(
         drafted=samples(drafted, factor=factor, noise=noise),
         compared=samples(drafted, factor=factor, noise=noise),
         context=192.0,
-        acceptance_calibrated=[AcceptanceCount(draft_length=5, rounds=1000, survived=(700, 490, 343, 240, 168))],
+        acceptance_calibrated=[
+            AcceptanceCount(draft_length=longest, rounds=1000, survived=(700, 490, 343, 240, 168)[:longest])
+        ],
         acceptance_validated=[
             AcceptanceCount(draft_length=k, rounds=1000, survived=tuple(int(1000 * 0.7**j) for j in range(1, k + 1)))
-            for k in range(1, 6)
+            for k in range(1, longest + 1)
         ],
     )
     n_in, n_out = np.linspace(32, 96, 33), np.linspace(16, 48, 33)

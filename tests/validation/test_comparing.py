@@ -86,7 +86,7 @@ def test_a_server_that_is_gone_leaves_a_pace_that_nobody_knows() -> None:
 
 
 def test_steps_with_prompts_have_a_pace_of_their_own() -> None:
-    """Prompt steps twice as long: of a TTFT the wait for the running decode step stays, at most half a prompt step."""
+    """Prompt steps twice as long: of a TTFT the wait for the running decode step stays, and the queue adds to it."""
     facts = live_run(noise=0.0)
     before = _of(compare(scenario(), facts), "load light", "ttft p50", "simulator")[0]
     facts.loads = [
@@ -94,7 +94,7 @@ def test_steps_with_prompts_have_a_pace_of_their_own() -> None:
         for run in facts.loads
     ]
     after = _of(compare(scenario(), facts), "load light", "ttft p50", "simulator")[0]
-    assert 1.3 < after.predicted / before.predicted < 2.6
+    assert 1.3 < after.predicted / before.predicted < 3.2
 
 
 def test_a_run_that_stopped_is_never_within() -> None:
@@ -117,7 +117,7 @@ def test_lengths_that_were_not_all_counted_choose_nothing() -> None:
     facts = live_run()
     facts.acceptance_validated = facts.acceptance_validated[:2]
     assert not _of(compare(scenario(), facts), "draft length")
-    assert not_reached(scenario(), facts) == ["acceptance at 3 of 5 draft lengths"]
+    assert not_reached(scenario(), facts) == ["acceptance at 2 of 4 draft lengths"]
 
 
 def test_acceptance_by_hand() -> None:
@@ -170,7 +170,7 @@ def test_a_run_that_ended_early_is_compared_as_far_as_it_came() -> None:
     found = compare(scenario(), facts)
     assert _of(found, "decode steps")
     assert not _of(found, "draft length")
-    assert not_reached(scenario(), facts) == ["3 of 6 loads", "acceptance at 5 of 5 draft lengths"]
+    assert not_reached(scenario(), facts) == ["3 of 6 loads", "acceptance at 4 of 4 draft lengths"]
 
 
 def test_exact_facts() -> None:
