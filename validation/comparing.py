@@ -203,7 +203,9 @@ def over_seeds(
 ) -> list[Comparison]:
     """Means over the seeds of one case of every figure, predicted and measured.
 
-    What the form is off by, it is off by with every seed; the noise of each is its own.
+    What the form is off by, it is off by with every seed; the noise of each is its own. A figure's noise is what the
+    probes of the pace leave open or, where it is more, the standard error of the mean error by its scatter over seeds:
+    that also knows what nobody probed.
     """
     measured = [figures(run.rows) for run in runs]
     # nobody probes the pace of a server that is not ours
@@ -214,8 +216,9 @@ def over_seeds(
         seen = np.array([one[name] for one in measured])
         foretold = [one[name] for one in predicted]
         value, down, up = (float(np.mean([getattr(one, end) for one in foretold])) for end in ("value", "down", "up"))
-        noise = float(np.linalg.norm([one.noise for one in foretold])) / len(runs)
-        down, up = (float(np.hypot(one, Z90 * np.nan_to_num(noise))) for one in (down, up))
+        pace = float(np.linalg.norm([one.noise for one in foretold])) / len(runs)
+        down, up = (float(np.hypot(one, Z90 * np.nan_to_num(pace))) for one in (down, up))
+        scatter = _standard_error(np.array([one.value for one in foretold]) / seen)
         mean = float(np.mean(seen))
         base = naive.get(name)
         found.append(
@@ -233,12 +236,18 @@ def over_seeds(
                 error=value / mean - 1.0 if mean > 0.0 and failed <= FAILED_SHARE else NAN,
                 baseline=None if base is None or not mean > 0.0 else base / mean - 1.0,
                 budget=_load_budget(scenario, name, executor),
-                noise=noise / value,
+                # a pace that was probed and is not known is above every limit: a maximum keeps it NaN
+                noise=scatter if limit is None else float(np.maximum(pace / value, np.nan_to_num(scatter))),
                 noise_limit=limit,
                 group=f"utilisation {runs[0].utilisation:g}" if np.isfinite(runs[0].utilisation) else "",
             )
         )
     return found
+
+
+def _standard_error(values: Floats) -> float:
+    """Of their mean; NaN of one alone."""
+    return float(values.std(ddof=1) / np.sqrt(values.size)) if values.size > 1 else NAN
 
 
 def _load_budget(scenario: Scenario, name: str, executor: str) -> float | None:

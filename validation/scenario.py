@@ -178,7 +178,7 @@ class NoiseLimits(Part):
     step_cv: Share = 0.05
     """Median scatter of a timed step after the rounds' pace is taken out."""
     load: Share = 0.10
-    """Standard error of a load's predicted figure by the probes of the machine's pace."""
+    """Standard error of a load's figure, by the probes of the machine's pace or by its error's scatter over seeds."""
 
 
 class Scenario(Part):
