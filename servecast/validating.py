@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from servecast.validation.comparing import compare, not_reached, unanswered
 from servecast.validation.live_facts import LiveFacts, LoadRun
-from servecast.validation.pace import halves, pace_of
+from servecast.validation.pace import pace_of
 from servecast.validation.scenario import Scenario, parse_scenario, shipped_scenarios, shipped_text
 from servecast.validation.validated import Validated
 from servecast.validation.verdicts import Comparison
@@ -133,7 +135,8 @@ def result_document(found: Validated) -> dict[str, Any]:
 
 
 def _load(run: LoadRun) -> dict[str, Any]:
-    pace, (before, after) = pace_of(run.probes), halves(run.probes)
+    pace = pace_of(run.probes)
+    over = pace.over(float(np.nanmax(run.rows.last_token_s, initial=0.0)))
     return {
         "case": run.case,
         "seed": run.seed,
@@ -141,14 +144,12 @@ def _load(run: LoadRun) -> dict[str, Any]:
         "busy_share": run.busy_share,
         "requests": len(run.trace.t_s),
         "failed": int(run.rows.refused.sum()),
-        "pace": pace.decode if run.probes else None,
-        "prompt_pace": pace.prompts if run.probes else None,
-        "pace_error": pace.error,
         "pace_probes": len(run.probes),
-        "pace_before": before,
-        "pace_after": after,
-        "pace_least": float(pace.relative.min()),
-        "pace_most": float(pace.relative.max()),
+        "pace": float(over.mean()) if run.probes else None,
+        "pace_least": float(over.min()) if run.probes else None,
+        "pace_most": float(over.max()) if run.probes else None,
+        "pace_error": pace.error,
+        "prompt_pace": pace.prompts / pace.decode * float(over.mean()) if run.probes else None,
         "client_lag_s": run.client_lag_s,
         "notes": list(run.notes),
     }

@@ -44,7 +44,7 @@ class Probe:
     """One timed step, or the median of several."""
 
     at_s: float
-    """In the load's time, which stands still meanwhile. [s]"""
+    """In the load's time, which stands still meanwhile; less than 0 before it. [s]"""
     ratio: float
     """Its seconds over those of the calibration: above 1 is slower. NaN where it could not be made. [-]"""
     prompts: bool = False
@@ -68,6 +68,10 @@ class Pace:
     """[s]"""
     relative: Floats
     """c there. [-]"""
+
+    def over(self, end_s: float) -> Floats:
+        """Pace of decode steps at equal distances from the start of a load to its end. [-]"""
+        return self.decode * np.interp(np.linspace(0.0, end_s, GRID), self.at_s, self.relative)
 
     def work(self, t_s: ArrayLike) -> Floats:
         """W(t). [s]"""
@@ -127,13 +131,6 @@ def drawn_paces(probes: Sequence[Probe], *, seed: int) -> list[Pace]:
     shape = max((len(probes) - 2.0) / len(probes), LEAST_SHAPE)
     drawn = rng.gamma(shape, size=(DRAWS, len(probes)))
     return [pace_of(probes, width=whole.width, weights=one) for one in drawn]
-
-
-def halves(probes: Sequence[Probe]) -> tuple[float, float]:
-    """Mean pace of decode steps over the first half of their probes, and over the second; NaN with fewer than two."""
-    found = [one.ratio for one in probes if not one.prompts]
-    middle = len(found) // 2
-    return (float(np.mean(found[:middle])), float(np.mean(found[middle:]))) if middle else (float("nan"),) * 2
 
 
 def steps_at(steps: StepTimes, pace: Pace) -> ScaledSteps:

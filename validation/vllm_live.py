@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -27,7 +28,7 @@ from servecast.readers.huggingface import read_config
 from servecast.validation.draft_choice import AcceptanceCount, acceptance_curve, chosen_lengths
 from servecast.validation.executors import capacity_rps
 from servecast.validation.http_load import LiveRun, LoadRequest, load_requests, run_open_loop
-from servecast.validation.live_facts import LiveFacts
+from servecast.validation.live_facts import LiveFacts, LoadRun
 from servecast.validation.live_loads import load_trace, served_load
 from servecast.validation.metrics import latencies
 from servecast.validation.pace import Probe
@@ -291,29 +292,45 @@ def _served(scenario: Scenario, loads: Loads, facts: LiveFacts, python: str, pai
         capacity = capacity_rps(steps, facts.limits, n_in, n_out)
         runs = [(case, seed) for case in loads.cases for seed in loads.seeds]
         random.Random(scenario.seed).shuffle(runs)  # noqa: S311 (an order, not a secret)
-        for number, (case, seed) in enumerate(runs):
-            trace = load_trace(loads, case, seed, capacity=capacity)
-            before = probe.pace(steps)
-            run = run_open_loop(server.url, load_requests(trace, vocabulary=1024, seed=seed), model=server.model)
-            fault = run.aborted or run.clock_warning
-            facts.loads.append(
-                served_load(
-                    run,
-                    case=case,
-                    seed=seed,
-                    # a server that is gone has no pace, and what was measured is kept
-                    probes=(Probe(0.0, before), Probe(_end_s(run), float("nan") if run.aborted else probe.pace(steps))),
-                )
-            )
-            if fault:
-                raise RuntimeError(f"load {case.name}: {fault}")
-            say("loads", number + 1, len(runs))
+        probed: list[Probe] = []
+        begun = time.perf_counter()
+
+        def pace() -> Probe:
+            at_s = time.perf_counter() - begun
+            return Probe(at_s, probe.pace(steps))
+
+        try:
+            for number, (case, seed) in enumerate(runs):
+                trace = load_trace(loads, case, seed, capacity=capacity)
+                before, started = pace(), time.perf_counter() - begun
+                run = run_open_loop(server.url, load_requests(trace, vocabulary=1024, seed=seed), model=server.model)
+                fault = run.aborted or run.clock_warning
+                # a server that is gone has no pace, and what was measured is kept
+                after = Probe(time.perf_counter() - begun, float("nan")) if run.aborted else pace()
+                both = tuple(replace(one, at_s=one.at_s - started) for one in (before, after))
+                facts.loads.append(served_load(run, case=case, seed=seed, probes=both))
+                probed += [before, after]
+                if fault:
+                    raise RuntimeError(f"load {case.name}: {fault}")
+                say("loads", number + 1, len(runs))
+        finally:
+            facts.loads = with_all_probes(facts.loads, probed)
 
 
-def _end_s(run: LiveRun) -> float:
-    """Last token that came. [s]"""
-    came = run.rows.last_token_s[np.isfinite(run.rows.last_token_s)]
-    return float(came.max()) if came.size else 0.0
+def with_all_probes(loads: Sequence[LoadRun], probed: Sequence[Probe]) -> list[LoadRun]:
+    """Every load with the probes beside all of them, two for each in order of time, instead of its own two.
+
+    Two say little of the half minute between them: how far the others count is for `servecast.validation.pace`. A
+    load of which one could not be made stays as it is.
+    """
+    made = [one for one in probed if np.isfinite(one.ratio)]
+    shared = []
+    for number, run in enumerate(loads):
+        if all(np.isfinite(one.ratio) for one in run.probes):
+            start = probed[2 * number].at_s - run.probes[0].at_s
+            run = replace(run, probes=tuple(replace(one, at_s=one.at_s - start) for one in made))
+        shared.append(run)
+    return shared
 
 
 ServerSample = tuple[StepWork, int, float]

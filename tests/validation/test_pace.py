@@ -18,7 +18,6 @@ from servecast.validation.pace import (
     Pace,
     Probe,
     drawn_paces,
-    halves,
     in_time,
     in_work,
     pace_of,
@@ -32,19 +31,17 @@ LIMITS = EngineLimits(
 
 
 def test_means_and_errors_by_hand() -> None:
-    """Decode probes 1, 1.2, 1.1, 1.5: mean 1.2, halves 1.1 and 1.3, standard error 0.2160 / 2. Prompts 0.8, 1.2."""
+    """Decode probes 1, 1.2, 1.1, 1.5: mean 1.2, standard error 0.2160 / 2. Prompts 0.8, 1.2."""
     decode = [Probe(float(i), ratio) for i, ratio in enumerate((1.0, 1.2, 1.1, 1.5))]
     pace = pace_of(decode)
     assert pace.decode == pace.prompts == pytest.approx(1.2)
     assert pace.error == pytest.approx(0.2160247 / 2.0, rel=1e-6)
-    assert halves(decode) == pytest.approx((1.1, 1.3))
     assert math.isinf(pace.width)
     np.testing.assert_allclose(pace.relative, 1.0, rtol=1e-12)
     mixed = pace_of([*decode, Probe(4.0, 0.8, prompts=True), Probe(5.0, 1.2, prompts=True)])
     assert (mixed.decode, mixed.prompts) == pytest.approx((1.2, 1.0))
     assert mixed.error == pytest.approx(0.2, rel=1e-6)
     assert pace_of([]) is STEADY
-    assert all(math.isnan(one) for one in halves(decode[:1]))
 
 
 def test_a_probe_that_failed_leaves_the_mean_of_the_others() -> None:
@@ -64,6 +61,17 @@ def test_work_by_hand() -> None:
     )
     np.testing.assert_allclose(pace.work([0.0, 3.0, 6.0, 10.0]), [0.0, 3.0, 5.0, 7.0], atol=1e-8)
     np.testing.assert_allclose(pace.clock([0.0, 3.0, 5.0, 7.0]), [0.0, 3.0, 6.0, 10.0], atol=1e-8)
+
+
+def test_pace_over_a_load_by_hand() -> None:
+    # hand: mean 1.2; constant, and so from the start of the load to its end, whenever the probes were made
+    over = pace_of([Probe(-5.0, 1.1), Probe(7.0, 1.3)]).over(3.0)
+    np.testing.assert_allclose(over, 1.2, rtol=1e-12)
+    moving = Pace(
+        decode=2.0, prompts=1.0, error=0.0, width=0.1, at_s=np.array([0.0, 4.0]), relative=np.array([1.0, 2.0])
+    )
+    # hand: from 2 at the start to 3 in the middle of the table
+    assert moving.over(2.0)[[0, -1]] == pytest.approx([2.0, 3.0])
 
 
 class _Slowing:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from live_samples import live_run
 
 pytest.importorskip("torch", reason="the trained pair needs torch (extra live)")
 
 from servecast.model.engine_steps import EngineSteps, StepWork, decode_work, with_chunk
 from servecast.policies.vllm_speculation import SCHEDULE, read_vllm_schedule, speculative_config
 from servecast.validation import vllm_live
+from servecast.validation.pace import Probe
 
 
 def _step(batch: int, length: int, repeat: int, seconds: float, accepted: list[int] | None = None) -> dict[str, Any]:
@@ -73,3 +77,19 @@ def test_a_probe_without_time_is_tried_again_and_then_given_up() -> None:
     assert vllm_live._timed(lambda: (StepWork(rows=1.0), 0, float(next(answers))))[2] == 0.02
     with pytest.raises(RuntimeError, match="must have a time > 0"):
         vllm_live._timed(lambda: (StepWork(rows=1.0), 0, float("nan")))
+
+
+def test_every_load_has_the_probes_beside_all_of_them_by_hand() -> None:
+    """Loads from 1 to 9 s and from 11 to 19 s, probed at 0, 9, 10 and 19 s; a third whose server died in it."""
+    at, ratio = (0.0, 9.0, 10.0, 19.0, 20.0, 22.0), (1.0, 1.1, 1.2, 1.3, 1.4, math.nan)
+    session = [Probe(*one) for one in zip(at, ratio, strict=True)]
+    own = [(session[2 * i], session[2 * i + 1]) for i in range(3)]
+    loads = [
+        replace(live_run().loads[0], probes=tuple(replace(one, at_s=one.at_s - start) for one in pair))
+        for pair, start in zip(own, (1.0, 11.0, 21.0), strict=True)
+    ]
+    first, second, died = vllm_live.with_all_probes(loads, session)
+    assert [one.ratio for one in first.probes] == [one.ratio for one in second.probes] == [1.0, 1.1, 1.2, 1.3, 1.4]
+    assert [one.at_s for one in first.probes] == pytest.approx([-1.0, 8.0, 9.0, 18.0, 19.0])
+    assert [one.at_s for one in second.probes] == pytest.approx([-11.0, -2.0, -1.0, 8.0, 9.0])
+    assert died is loads[2]
