@@ -11,7 +11,6 @@ from servecast.model.arrival_processes import GammaRenewal
 from servecast.model.workload import Trace
 from servecast.validation.http_load import LiveRun
 from servecast.validation.live_facts import LoadRun
-from servecast.validation.pace import Probe
 from servecast.validation.scenario import LoadCase, Loads
 
 
@@ -30,7 +29,7 @@ def load_trace(loads: Loads, case: LoadCase, seed: int, *, capacity: float) -> T
     )
 
 
-def served_load(run: LiveRun, *, case: LoadCase, seed: int, probes: tuple[Probe, ...] = ()) -> LoadRun:
+def served_load(run: LiveRun, *, case: LoadCase, seed: int) -> LoadRun:
     """A load as the server saw it: requests arrive when they were truly sent, with the lengths that they truly had.
 
     How late the client was with them is kept beside it; it is no property of the engine.
@@ -53,7 +52,6 @@ def served_load(run: LiveRun, *, case: LoadCase, seed: int, probes: tuple[Probe,
             n_out=np.maximum(rows.n_out, 1),
         ),
         rows=rows,
-        probes=probes,
         client_lag_s=run.client_lag_p99_s,
         notes=tuple(one for one in (*run.errors, run.aborted, run.clock_warning) if one),
     )

@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 
 WIDTHS = (np.inf, 0.25, 0.125, 0.0625, 0.03125)
 """Standard deviations of the kernel, as shares of the time from the first probe to the last."""
-FEWEST = 16
+FEWEST = 8
 """Probes from which on the pace may move: fewer say little about when it did."""
 DRAWS = 16
 """Paces that the probes do not tell apart, for the mean and the standard error of what rests on them."""

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from servecast.calibration.fits.engine_steps import StepSamples, StepsFit, fit_steps
-from servecast.model.engine_steps import EngineSteps, StepWork, decode_work, with_chunk
+from servecast.model.engine_steps import StepWork, decode_work, with_chunk
 from servecast.policies.speculation import SpeculationTable
 from servecast.policies.vllm_speculation import SCHEDULE, read_vllm_schedule, speculative_config
 from servecast.readers.huggingface import read_config
@@ -50,8 +50,8 @@ PROBE_PROMPTS = (16, 48, 96, 144, 192)
 PROBE_INPUT, PROBE_OUTPUT = 8, 24
 """A closed batch: prompts that fit into one step, and tokens to time."""
 PROBE_ROUNDS = 3
+"""Before the first load; another follows every load."""
 PROBE_TRIES = 3
-PACE_ROUNDS = 2
 VERSION = "0.32.0"
 """Whose table format is written where the engine does not say its own."""
 
@@ -285,52 +285,48 @@ def _served(scenario: Scenario, loads: Loads, facts: LiveFacts, python: str, pai
         facts.engine.setdefault("version", server.facts().version or VERSION)
         probe = ServerProbe(server.url, server.model, facts.limits, scenario.seed)
         probe.round(-1)  # lazy set-up is nobody's step time
+        begun = time.perf_counter()
         samples = [one for number in range(PROBE_ROUNDS) for one in probe.round(number)]
         facts.serving_fit = server_fit(samples)
-        steps = facts.serving_fit.steps
         n_in, n_out = (np.linspace(*span, 33) for span in (loads.prompt_tokens, loads.output_tokens))
-        capacity = capacity_rps(steps, facts.limits, n_in, n_out)
+        capacity = capacity_rps(facts.serving_fit.steps, facts.limits, n_in, n_out)
         runs = [(case, seed) for case in loads.cases for seed in loads.seeds]
         random.Random(scenario.seed).shuffle(runs)  # noqa: S311 (an order, not a secret)
-        probed: list[Probe] = []
-        begun = time.perf_counter()
-
-        def pace() -> Probe:
-            at_s = time.perf_counter() - begun
-            return Probe(at_s, probe.pace(steps))
-
+        rounds = [time.perf_counter() - begun]
+        starts: list[float] = []
         try:
             for number, (case, seed) in enumerate(runs):
                 trace = load_trace(loads, case, seed, capacity=capacity)
-                before, started = pace(), time.perf_counter() - begun
+                starts.append(time.perf_counter() - begun)
                 run = run_open_loop(server.url, load_requests(trace, vocabulary=1024, seed=seed), model=server.model)
-                fault = run.aborted or run.clock_warning
-                # a server that is gone has no pace, and what was measured is kept
-                after = Probe(time.perf_counter() - begun, float("nan")) if run.aborted else pace()
-                both = tuple(replace(one, at_s=one.at_s - started) for one in (before, after))
-                facts.loads.append(served_load(run, case=case, seed=seed, probes=both))
-                probed += [before, after]
-                if fault:
+                facts.loads.append(served_load(run, case=case, seed=seed))
+                if fault := run.aborted or run.clock_warning:
                     raise RuntimeError(f"load {case.name}: {fault}")
+                samples += probe.round(PROBE_ROUNDS + number)
+                rounds.append(time.perf_counter() - begun)
                 say("loads", number + 1, len(runs))
         finally:
-            facts.loads = with_all_probes(facts.loads, probed)
+            facts.serving_fit = server_fit(samples)
+            facts.loads = with_rounds(facts.loads, starts, rounds, facts.serving_fit)
 
 
-def with_all_probes(loads: Sequence[LoadRun], probed: Sequence[Probe]) -> list[LoadRun]:
-    """Every load with the probes beside all of them, two for each in order of time, instead of its own two.
+def with_rounds(
+    loads: Sequence[LoadRun], starts: Sequence[float], rounds: Sequence[float], fit: StepsFit
+) -> list[LoadRun]:
+    """Loads with the pace of the rounds that calibrate between them: `rounds` ended before the first and after each.
 
-    Two say little of the half minute between them: how far the others count is for `servecast.validation.pace`. A
-    load of which one could not be made stays as it is.
+    Two rounds say little of the half minute between them: every load has all of them, and how far each counts is for
+    `servecast.validation.pace`. A load that no round came after, since its server was gone, has a pace that nobody
+    knows.
     """
-    made = [one for one in probed if np.isfinite(one.ratio)]
-    shared = []
-    for number, run in enumerate(loads):
-        if all(np.isfinite(one.ratio) for one in run.probes):
-            start = probed[2 * number].at_s - run.probes[0].at_s
-            run = replace(run, probes=tuple(replace(one, at_s=one.at_s - start) for one in made))
-        shared.append(run)
-    return shared
+    factors = fit.medians.block_factor[-len(rounds) :]
+    found = []
+    for number, (run, start) in enumerate(zip(loads, starts, strict=False)):  # one may have begun that is no load yet
+        probes = [Probe(at - start, float(factor)) for at, factor in zip(rounds, factors, strict=True)]
+        if number + 1 >= len(rounds):
+            probes.append(Probe(float(np.nanmax(run.rows.last_token_s, initial=0.0)), float("nan")))
+        found.append(replace(run, probes=tuple(probes)))
+    return found
 
 
 ServerSample = tuple[StepWork, int, float]
@@ -356,16 +352,6 @@ class ServerProbe:
             actions.append(lambda size=prompt: self.prompt(size, number))  # type: ignore[misc]
         self._draw.shuffle(actions)
         return [_timed(action) for action in actions]
-
-    def pace(self, steps: EngineSteps) -> float:
-        """The server's pace now over the calibrated one: median ratio of three batches, each twice. [-]"""
-        batches = [one for one in (1, 4, 8) if one in self._batches]
-        found = [
-            _timed(lambda size=one: self.decode(size, 0))  # type: ignore[misc]
-            for _ in range(PACE_ROUNDS)
-            for one in batches
-        ]
-        return float(np.median([seconds / float(steps.seconds(work)) for work, _, seconds in found]))
 
     def decode(self, batch: int, number: int) -> ServerSample:
         """One decode step of `batch` sequences: mean time per token of requests that run together."""

@@ -8,7 +8,6 @@ from live_samples import scenario
 from servecast.model.request_rows import measured_rows
 from servecast.validation.http_load import LiveRun
 from servecast.validation.live_loads import load_trace, served_load
-from servecast.validation.pace import Probe
 
 
 def test_requests_arrive_when_they_were_sent() -> None:
@@ -24,7 +23,7 @@ def test_requests_arrive_when_they_were_sent() -> None:
     )
     loads = scenario().loads
     assert loads is not None
-    load = served_load(run, case=loads.cases[0], seed=1, probes=(Probe(0.0, 1.0), Probe(9.0, 1.1)))
+    load = served_load(run, case=loads.cases[0], seed=1)
     np.testing.assert_allclose(load.trace.t_s, [0.0, 0.1, 0.5], atol=1e-12)
     assert load.trace.n_in.tolist() == [6, 5, 7]
     np.testing.assert_allclose(load.rows.first_token_s - load.rows.arrival_s, [0.3, 0.0, 0.2], atol=1e-12)

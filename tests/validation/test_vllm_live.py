@@ -15,7 +15,6 @@ pytest.importorskip("torch", reason="the trained pair needs torch (extra live)")
 from servecast.model.engine_steps import EngineSteps, StepWork, decode_work, with_chunk
 from servecast.policies.vllm_speculation import SCHEDULE, read_vllm_schedule, speculative_config
 from servecast.validation import vllm_live
-from servecast.validation.pace import Probe
 
 
 def _step(batch: int, length: int, repeat: int, seconds: float, accepted: list[int] | None = None) -> dict[str, Any]:
@@ -79,17 +78,21 @@ def test_a_probe_without_time_is_tried_again_and_then_given_up() -> None:
         vllm_live._timed(lambda: (StepWork(rows=1.0), 0, float("nan")))
 
 
-def test_every_load_has_the_probes_beside_all_of_them_by_hand() -> None:
-    """Loads from 1 to 9 s and from 11 to 19 s, probed at 0, 9, 10 and 19 s; a third whose server died in it."""
-    at, ratio = (0.0, 9.0, 10.0, 19.0, 20.0, 22.0), (1.0, 1.1, 1.2, 1.3, 1.4, math.nan)
-    session = [Probe(*one) for one in zip(at, ratio, strict=True)]
-    own = [(session[2 * i], session[2 * i + 1]) for i in range(3)]
-    loads = [
-        replace(live_run().loads[0], probes=tuple(replace(one, at_s=one.at_s - start) for one in pair))
-        for pair, start in zip(own, (1.0, 11.0, 21.0), strict=True)
-    ]
-    first, second, died = vllm_live.with_all_probes(loads, session)
-    assert [one.ratio for one in first.probes] == [one.ratio for one in second.probes] == [1.0, 1.1, 1.2, 1.3, 1.4]
-    assert [one.at_s for one in first.probes] == pytest.approx([-1.0, 8.0, 9.0, 18.0, 19.0])
-    assert [one.at_s for one in second.probes] == pytest.approx([-11.0, -2.0, -1.0, 8.0, 9.0])
-    assert died is loads[2]
+def test_every_load_has_the_pace_of_all_rounds_by_hand() -> None:
+    """Rounds that end at 5, 10 and 20 s, loads from 6 and from 11 s; the second round half as fast again."""
+    facts = live_run()
+    assert facts.fit is not None
+    medians = replace(facts.fit.medians, block_factor=np.array([0.9, 1.0, 1.5, 1.1]))
+    fit = replace(facts.fit, medians=medians)
+    first, second = vllm_live.with_rounds(facts.loads[:2], [6.0, 11.0], [5.0, 10.0, 20.0], fit)
+    assert [one.ratio for one in first.probes] == [one.ratio for one in second.probes] == [1.0, 1.5, 1.1]
+    assert [one.at_s for one in first.probes] == [-1.0, 4.0, 14.0]
+    assert [one.at_s for one in second.probes] == [-6.0, -1.0, 9.0]
+
+
+def test_a_load_that_no_round_came_after_has_a_pace_that_nobody_knows() -> None:
+    facts = live_run()
+    assert facts.fit is not None
+    first, died = vllm_live.with_rounds(facts.loads[:2], [6.0, 11.0], [5.0, 10.0], facts.fit)
+    assert all(math.isfinite(one.ratio) for one in first.probes)
+    assert math.isnan(died.probes[-1].ratio)
