@@ -333,7 +333,7 @@ def _draft_lengths(
     goodput = measured_goodput(seconds, batches, tokens)
     lost = regrets(goodput, lengths)
     middle = regrets(goodput, np.full(len(batches), min(3, longest)))
-    noise, limit = _median_cv(medians), scenario.noise.step_cv
+    noise = _median_cv(medians)
     best = np.nanmax(goodput, axis=1)
     found = []
     for i, batch in enumerate(batches):
@@ -349,7 +349,7 @@ def _draft_lengths(
                 baseline=float(middle[i]),
                 budget=scenario.budgets.draft_length_regret,
                 noise=noise,
-                noise_limit=limit,
+                noise_limit=_regret_limit(scenario, scenario.budgets.draft_length_regret, medians),
             )
         )
     mean = Comparison(
@@ -361,9 +361,20 @@ def _draft_lengths(
         baseline=float(np.mean(middle)),
         budget=scenario.budgets.mean_draft_length_regret,
         noise=noise,
-        noise_limit=limit,
+        noise_limit=_regret_limit(scenario, scenario.budgets.mean_draft_length_regret, medians),
     )
     return [*found, mean]
+
+
+def _regret_limit(scenario: Scenario, budget: float | None, medians: PointMedians) -> float:
+    """Scatter of a step up to which two cells' medians tell half the budget apart, and never above a step's limit.
+
+    The median of n normal values has a standard error of sqrt(pi / 2n) times their deviation.
+    """
+    if budget is None:
+        return scenario.noise.step_cv
+    n = float(np.median(medians.count))
+    return min(scenario.noise.step_cv, budget / 2.0 / math.sqrt(2.0 * math.pi / (2.0 * n)))
 
 
 def _grid(medians: PointMedians, batches: Sequence[int], longest: int) -> Floats:

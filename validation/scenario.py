@@ -86,6 +86,8 @@ class Steps(Part):
     """Timed steps: those that a fit sees and those that judge it."""
 
     rounds: Annotated[int, Field(ge=2, le=100, strict=True)] = 5
+    repeats: Annotated[int, Field(ge=1, le=100, strict=True)] = 1
+    """Timed steps of a point in one round; their median is its sample."""
     calibrated: Points
     validated: Points
 

@@ -131,7 +131,7 @@ def _steps(scenario: Scenario, steps: Steps, facts: LiveFacts, bench: StepBench,
     points = list(dict.fromkeys([*calibrated, *plain, *drafted]))
     samples: list[StepSample] = []
     total = steps.rounds * len(points)
-    for sample in measure(bench, points, blocks=steps.rounds, seed=scenario.seed):
+    for sample in measure(bench, points, blocks=steps.rounds, seed=scenario.seed, repeats=steps.repeats):
         samples.append(sample)
         say("steps", len(samples), total)
     paces = near_pace(

@@ -2,7 +2,7 @@
 
 The trained pair is the PyTorch engine's, in Hugging Face's format. Steps inside the process calibrate the choice of
 draft lengths; a server has a front end and a scheduler in another process, so that its steps are calibrated again by
-closed batches over HTTP, between the loads that they are to foretell.
+closed batches and prompts over HTTP, in rounds before, between and after the loads that they are to foretell.
 """
 
 from __future__ import annotations

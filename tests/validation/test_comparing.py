@@ -57,6 +57,19 @@ def test_noise_takes_a_verdict_away_and_gives_none() -> None:
     assert overall(unsteady) is Verdict.NOT_JUDGED
 
 
+def test_a_scatter_that_cannot_tell_lengths_apart_judges_none_by_hand() -> None:
+    """Four rounds, a budget of 0.10: the difference of two medians has 0.886 times the scatter; 0.05 at 5.6 %, above a
+    step's own limit. With a budget of 0.04 it is 2.3 %."""
+    plan = scenario()
+    tight = plan.model_copy(update={"budgets": plan.budgets.model_copy(update={"draft_length_regret": 0.04})})
+    facts = live_run(noise=0.08)
+    wide, narrow = (_of(compare(one, facts), "draft length", "batch") for one in (plan, tight))
+    assert {one.noise_limit for one in wide} == {0.05}
+    for one in narrow:
+        assert one.noise_limit == pytest.approx(0.02 / 0.8862, rel=1e-3)
+        assert one.verdict is Verdict.NOT_JUDGED
+
+
 def test_failed_requests_take_verdicts_away() -> None:
     """Two of forty failed: what the others saw is another load's."""
     facts = live_run()

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from servecast.validation.torch_engine.drafters import DraftModel
 from servecast.validation.torch_engine.engine import Request, TorchEngine
@@ -102,18 +103,18 @@ class StepBench:
 
 
 def measure(
-    bench: StepBench, points: Sequence[StepPoint], *, blocks: int, seed: int, first_block: int = 0, warm: int = 1
+    bench: StepBench, points: Sequence[StepPoint], *, blocks: int, seed: int, repeats: int = 1
 ) -> Iterator[StepSample]:
-    """Samples of `blocks` rounds over all points, each in an order of its own; `warm` untimed steps a point first."""
-    rng = random.Random(seed + 7919 * first_block)  # noqa: S311 (an order, not a secret)
-    if first_block == 0:
-        for point in points:
-            for _ in range(warm):
-                bench.seconds(point)
-    for block in range(first_block, first_block + blocks):
+    """Samples of `blocks` rounds over all points, each in an order of its own.
+
+    A visit steps once to bring the point's weights and shapes in, then `repeats` times; their median counts.
+    """
+    rng = random.Random(seed)  # noqa: S311 (an order, not a secret)
+    for point in points:
+        bench.seconds(point)
+    for block in range(blocks):
         order = list(points)
         rng.shuffle(order)
         for point in order:
-            # one step to bring the point's weights and shapes in, one that counts
             bench.seconds(point)
-            yield StepSample(point=point, block=block, seconds=bench.seconds(point))
+            yield StepSample(point=point, block=block, seconds=median(bench.seconds(point) for _ in range(repeats)))
