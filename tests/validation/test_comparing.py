@@ -89,8 +89,8 @@ def test_noise_of_a_load_is_that_of_its_mean_over_seeds() -> None:
     facts.loads = [replace(run, probes=moved) if run.seed == 2 else run for run in facts.loads]
     (one,) = _of(compare(scenario(), facts), "load light", "tpot mean", "simulator")
     # hand: TPOT is at least its steps, 0.15 / 1.15 of them, and a light queue adds to it; the seed's own error, 0.15 at
-    # least and with a queue less than 0.3, is its scatter
-    assert 0.12 / seeds < one.noise < 0.3 / seeds
+    # least and with a queue less than 0.4, is its scatter
+    assert 0.12 / seeds < one.noise < 0.4 / seeds
 
 
 def test_noise_of_a_load_knows_what_nobody_probed() -> None:
