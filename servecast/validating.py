@@ -136,6 +136,7 @@ def result_document(found: Validated) -> dict[str, Any]:
 
 def _load(run: LoadRun) -> dict[str, Any]:
     pace = pace_of(run.probes)
+    known = any(np.isfinite(one.ratio) for one in run.probes)
     over = pace.over(float(np.nanmax(run.rows.last_token_s, initial=0.0)))
     return {
         "case": run.case,
@@ -145,11 +146,11 @@ def _load(run: LoadRun) -> dict[str, Any]:
         "requests": len(run.trace.t_s),
         "failed": int(run.rows.refused.sum()),
         "pace_probes": len(run.probes),
-        "pace": float(over.mean()) if run.probes else None,
-        "pace_least": float(over.min()) if run.probes else None,
-        "pace_most": float(over.max()) if run.probes else None,
+        "pace": float(over.mean()) if known else None,
+        "pace_least": float(over.min()) if known else None,
+        "pace_most": float(over.max()) if known else None,
         "pace_error": pace.error,
-        "prompt_pace": pace.prompts / pace.decode * float(over.mean()) if run.probes else None,
+        "prompt_pace": pace.prompts / pace.decode * float(over.mean()) if known else None,
         "client_lag_s": run.client_lag_s,
         "notes": list(run.notes),
     }

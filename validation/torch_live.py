@@ -134,9 +134,8 @@ def _steps(scenario: Scenario, steps: Steps, facts: LiveFacts, bench: StepBench,
     for sample in measure(bench, points, blocks=steps.rounds, seed=scenario.seed, repeats=steps.repeats):
         samples.append(sample)
         say("steps", len(samples), total)
-    paces = near_pace(
-        np.array([one.seconds for one in samples]), np.array([points.index(one.point) for one in samples])
-    )
+    every = as_samples(samples, points)
+    paces = near_pace(every.seconds, every.points())
     facts.fit = fit_steps(as_samples(samples, calibrated, paces))
     facts.validated = as_samples(samples, plain, paces)
     if scenario.speculation is not None:

@@ -120,8 +120,8 @@ def point_medians(samples: StepSamples) -> PointMedians:
 def near_pace(seconds: Floats, point: Integers) -> Floats:
     """The machine's pace at every sample, in order of time: by the `NEAR` before it and after it, not by itself. [-]
 
-    Neighbours are of other points, in fresh order every round, and each is compared with its own point's median. The
-    sample itself is left out: what it scatters by stays in it.
+    Neighbours are nearly all of other points, in fresh order every round, and each is compared with its own point's
+    median. The sample itself is left out: what it scatters by stays in it.
     """
     n = seconds.size
     pace = np.ones(n)

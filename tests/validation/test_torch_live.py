@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from live_samples import TRUTH, scenario
 pytest.importorskip("torch", reason="the PyTorch engine needs torch (extra live)")
 
 from servecast.calibration.fits.engine_steps import point_medians
-from servecast.validation.torch_engine.cells import StepPoint, StepSample
+from servecast.validation.torch_engine.cells import StepPoint, StepSample, measure
 from servecast.validation.torch_live import (
     PROBE_BATCH,
     PaceProbe,
@@ -63,6 +64,19 @@ def test_pace_is_that_of_calibrated_points(name: str) -> None:
     rounds = [bench.asked[i : i + len(probed)] for i in range(0, len(bench.asked), len(probed))]
     assert all(set(one) == set(probed) for one in rounds)
     assert rounds[0] != rounds[1]
+
+
+def test_a_visit_counts_by_the_median_of_its_repeats_by_hand() -> None:
+    """Steps of 1, 2, 3, ... s: one to warm up, then visits of one untimed step and three whose middle counts."""
+    ticks = itertools.count(1)
+
+    class Counting:
+        def seconds(self, point: StepPoint) -> float:  # noqa: ARG002 (the bench's)
+            return float(next(ticks))
+
+    found = measure(Counting(), [StepPoint(1, 64)], blocks=2, seed=1, repeats=3)  # type: ignore[arg-type] (no engine)
+    # hand: 1 warms; 2 is untimed, 3 4 5 count; 6 is untimed, 7 8 9 count
+    assert [(one.block, one.seconds) for one in found] == [(0, 4.0), (1, 8.0)]
 
 
 def test_contexts_of_a_point_by_hand() -> None:
