@@ -111,9 +111,9 @@ def _provenance(found: Validated) -> str:
 
 
 def _table(label: str, rows: Sequence[Comparison]) -> str:
-    heads = "".join(
+    heads = '<th class="name" scope="col">Figure</th>' + "".join(
         f'<th scope="col">{escape(one)}</th>'
-        for one in ("Figure", "By", "Predicted", "Measured", "Error", "Naive", "Noise", "Budget", "Verdict")
+        for one in ("By", "Predicted", "Measured", "Error", "Naive", "Noise", "Budget", "Verdict")
     )
     return table(label, heads, "".join(_row(one) for one in rows))
 
