@@ -33,6 +33,9 @@ NEAR = 6
 """Samples before and after one, in order of time, that say what the machine's pace was."""
 TILES = (1, 2, 4, 8, 16)
 """Rows that a kernel may compute together; 1: no remainder costs anything."""
+FEW_DEVIATIONS = {3: 1.495, 4: 1.363, 5: 1.206, 6: 1.200, 7: 1.140, 8: 1.129, 9: 1.107}
+"""By how much the scaled median absolute deviation of so few normal values is too small on average (Croux and
+Rousseeuw, Time-efficient algorithms for two highly robust estimators of scale, 1992); of n > 9 it is n / (n - 0.8)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +114,7 @@ def point_medians(samples: StepSamples) -> PointMedians:
     return PointMedians(
         work=StepWork(**{name: getattr(samples, name)[first] for name in StepWork.__dataclass_fields__}),
         seconds=_medians(level, point),
-        cv=np.array([_robust_cv(one) for one in groups]),
+        cv=np.array([point_scatter(one) for one in groups]),
         block_factor=factor,
         count=np.array([one.size for one in groups], dtype=np.int64),
     )
@@ -141,12 +144,15 @@ def _medians(values: Floats, group: Integers) -> Floats:
     return np.array([np.median(values[group == one]) for one in range(int(group.max()) + 1)])
 
 
-def _robust_cv(values: Floats) -> float:
-    """1.4826 times the median absolute deviation over the median; one interrupted step in ten does not count."""
-    if values.size < 3:
+def point_scatter(values: Floats) -> float:
+    """Median absolute deviation over the median, scaled to a normal's standard deviation; one interrupted step in ten
+    does not count."""
+    n = values.size
+    if n < 3:
         return float("nan")
     middle = float(np.median(values))
-    return 1.4826 * float(np.median(np.abs(values - middle))) / middle
+    scale = 1.4826 * FEW_DEVIATIONS.get(n, n / (n - 0.8))
+    return scale * float(np.median(np.abs(values - middle))) / middle
 
 
 def fit_steps(samples: StepSamples, *, first_token_s: float = 0.0) -> StepsFit:

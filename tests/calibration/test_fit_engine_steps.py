@@ -17,6 +17,7 @@ from servecast.calibration.fits.engine_steps import (
     fit_steps,
     near_pace,
     point_medians,
+    point_scatter,
 )
 from servecast.model.engine_steps import EngineSteps, StepWork, decode_work, with_chunk
 
@@ -64,6 +65,19 @@ def test_a_rounds_pace_is_taken_out() -> None:
     medians = point_medians(samples)
     assert float(np.median(medians.cv)) == pytest.approx(0.01, rel=0.4)
     assert float(np.std(np.log(medians.block_factor))) > 0.1
+
+
+@pytest.mark.parametrize("rounds", [3, 4, 5, 8, 9, 12, 24])
+def test_scatter_of_few_rounds_is_neither_too_small_nor_too_large(rounds: int) -> None:
+    """Monte Carlo: 4,000 points of one true scatter, 2 %. Without its correction 4 rounds would say 1.5 %."""
+    rng = np.random.default_rng(rounds)
+    points = 1.0 + 0.02 * rng.standard_normal((4000, rounds))
+    found = np.array([point_scatter(one) for one in points])
+    assert found.mean() == pytest.approx(0.02, rel=0.03)
+
+
+def test_scatter_of_two_rounds_is_not_known() -> None:
+    assert np.isnan(point_scatter(np.array([1.0, 1.1])))
 
 
 def _moving(seed: int, *, spell: float) -> tuple[Floats, Integers, Floats]:
