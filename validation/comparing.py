@@ -208,8 +208,7 @@ def over_seeds(
     that also knows what nobody probed.
     """
     measured = [figures(run.rows) for run in runs]
-    # nobody probes the pace of a server that is not ours
-    limit = scenario.noise.load if any(run.probes for run in runs) else None
+    probed = any(run.probes for run in runs)  # nobody probes the pace of a server that is not ours
     failed = max(float(run.rows.refused.mean()) for run in runs)
     found = []
     for name in FIGURES:
@@ -221,6 +220,7 @@ def over_seeds(
         scatter = _standard_error(np.array([one.value for one in foretold]) / seen)
         mean = float(np.mean(seen))
         base = naive.get(name)
+        budget = _load_budget(scenario, name, executor)
         found.append(
             Comparison(
                 part=f"load {runs[0].case}",
@@ -235,10 +235,10 @@ def over_seeds(
                 measured_hi=float(np.max(seen)),
                 error=value / mean - 1.0 if mean > 0.0 and failed <= FAILED_SHARE else NAN,
                 baseline=None if base is None or not mean > 0.0 else base / mean - 1.0,
-                budget=_load_budget(scenario, name, executor),
+                budget=budget,
                 # a pace that was probed and is not known is above every limit: a maximum keeps it NaN
-                noise=scatter if limit is None else float(np.maximum(pace / value, np.nan_to_num(scatter))),
-                noise_limit=limit,
+                noise=float(np.maximum(pace / value, np.nan_to_num(scatter))) if probed else scatter,
+                noise_limit=None if budget is None or not probed else scenario.noise.of_budget * budget,
                 group=f"utilisation {runs[0].utilisation:g}" if np.isfinite(runs[0].utilisation) else "",
             )
         )
@@ -367,14 +367,14 @@ def _draft_lengths(
 
 
 def _regret_limit(scenario: Scenario, budget: float | None, medians: PointMedians) -> float:
-    """Scatter of a step up to which two cells' medians tell half the budget apart, and never above a step's limit.
+    """Scatter of a step up to which two cells' medians tell enough of the budget apart, never above a step's limit.
 
     The median of n normal values has a standard error of sqrt(pi / 2n) times their deviation.
     """
     if budget is None:
         return scenario.noise.step_cv
     n = float(np.median(medians.count))
-    return min(scenario.noise.step_cv, budget / 2.0 / math.sqrt(2.0 * math.pi / (2.0 * n)))
+    return min(scenario.noise.step_cv, scenario.noise.of_budget * budget / math.sqrt(2.0 * math.pi / (2.0 * n)))
 
 
 def _grid(medians: PointMedians, batches: Sequence[int], longest: int) -> Floats:

@@ -179,8 +179,8 @@ class NoiseLimits(Part):
 
     step_cv: Share = 0.05
     """Median scatter of a timed step after the rounds' pace is taken out."""
-    load: Share = 0.10
-    """Standard error of a load's figure, by the probes of the machine's pace or by its error's scatter over seeds."""
+    of_budget: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Standard error of a load's figure or of a regret, as a share of its budget."""
 
 
 class Scenario(Part):
