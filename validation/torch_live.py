@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -28,6 +27,7 @@ from servecast.validation.torch_engine.drafters import DraftModel
 from servecast.validation.torch_engine.engine import Request, TorchEngine
 from servecast.validation.torch_engine.llama import Llama
 from servecast.validation.torch_engine.serving import closed_batch, serve
+from servecast.validation.torch_engine.threads import threads
 from servecast.validation.torch_engine.trained_pair import RECIPES, TrainedPair, load_pair, trained_pair
 
 Report = Callable[[str, int, int], None]
@@ -97,28 +97,15 @@ def _run(scenario: Scenario, facts: LiveFacts, device: str, say: Report) -> None
     }
     facts.engine |= {f"pair_{name}": value for name, value in pair.facts().items()}
     bench = StepBench(target, draft, slots=spec.max_num_seqs, length=spec.max_model_len)
-    with _threads(spec.threads):
+    with threads(spec.threads):
         facts.size = _size(params, device)
         if scenario.steps is not None:
             _steps(scenario, scenario.steps, facts, bench, say)
         if scenario.loads is not None and facts.fit is not None:
             _loads(scenario, scenario.loads, facts, bench, (target, pair), say)
-    # counts, like training, take no time that anybody judges: on all threads
     if scenario.speculation is not None:
-        _acceptance(scenario.speculation, scenario, facts, (target, draft, pair), say)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """What is timed, on so many threads; what comes after, on as many as before."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        with threads():
+            _acceptance(scenario.speculation, scenario, facts, (target, draft, pair), say)
 
 
 # ---- single steps ----------------------------------------------------------------------------------------

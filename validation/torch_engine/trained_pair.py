@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from servecast.validation.torch_engine.llama import Llama, LlamaShape, load, save
+from servecast.validation.torch_engine.threads import threads
 
 Report = Callable[[int, int], None]
 VERSION = 2
@@ -139,7 +140,8 @@ def trained_pair(recipe: Recipe, *, progress: Report | None = None) -> TrainedPa
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            _make(recipe, partial, progress)
+            with threads():
+                _make(recipe, partial, progress)
             if not folder.is_dir():
                 partial.rename(folder)
         finally:
