@@ -20,7 +20,7 @@ from servecast.model.request_rows import RequestRows
 from servecast.model.workload import Trace
 from servecast.readers.catalogues import gpu, llm
 from servecast.simulating import Fleet, prepare_fleet
-from servecast.validation.comparing import over_seeds
+from servecast.validation.compared_loads import over_seeds
 from servecast.validation.executors import EXECUTORS, capacity_rps, predicted_figures
 from servecast.validation.live_facts import LiveFacts, LoadRun
 from servecast.validation.scenario import Loads, Scenario
