@@ -7,13 +7,11 @@ models are looked up by :meth:`PlanRequest.offers` and :func:`servecast.readers.
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -28,6 +26,7 @@ from pydantic import (
 
 from servecast.cli.units import MAX_LIMIT, MAX_TOKENS, MAX_USD_PER_HOUR, parse_offer, parse_quantity, parse_slo
 from servecast.model.slo import Slo
+from servecast.readers.schema_faults import one_line, shown
 from servecast.readers.yaml_edge import MAX_BYTES, load_yaml
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ class Lengths(Document):
         if isinstance(value, int | float) and not isinstance(value, bool):
             return {"tokens": value}
         if not isinstance(value, Mapping):
-            raise ValueError(f"must be {_LENGTH_FORMS}, got {_shown(value)}")
+            raise ValueError(f"must be {_LENGTH_FORMS}, got {shown(value)}")
         return value
 
     @model_validator(mode="after")
@@ -206,7 +205,7 @@ class PlanRequest(Document):
         found: dict[str, str] = {}
         for target, limit in value.items():
             if isinstance(limit, Mapping | list | bool) or limit is None:
-                raise ValueError(f"slo {_shown(target)} must be a limit with a unit such as 2s, got {_shown(limit)}")
+                raise ValueError(f"slo {shown(target)} must be a limit with a unit such as 2s, got {shown(limit)}")
             name = parse_slo(f"{target}={limit}").name
             if name in found:
                 raise ValueError(f"slo {name} must be given once, got it twice")
@@ -231,7 +230,7 @@ class PlanRequest(Document):
         try:
             return canonical_format(value)
         except ValueError:
-            raise ValueError(f"must be one of {AUTO}, {', '.join(PRECISIONS)}, got {_shown(value)}") from None
+            raise ValueError(f"must be one of {AUTO}, {', '.join(PRECISIONS)}, got {shown(value)}") from None
 
     def slos(self) -> tuple[Slo, ...]:
         """The limits as records, in the order of the document."""
@@ -246,7 +245,7 @@ class PlanRequest(Document):
         for name, offer in self.gpus.items():
             part = gpu(name)
             if part.name in found:
-                raise ValueError(f"gpu {part.name} must be offered once, got it again as {_shown(name)}")
+                raise ValueError(f"gpu {part.name} must be offered once, got it again as {shown(name)}")
             found[part.name] = Offer(gpu=part, usd_per_hour=offer.usd_per_hour, limit=offer.limit)
         return tuple(found.values())
 
@@ -283,7 +282,7 @@ def read_request(path: str | Path) -> PlanRequest:
     if value is None:
         raise ValueError(f"{source}: is empty")
     if not isinstance(value, dict):
-        raise ValueError(f"{source}: must be a mapping of keys such as workload, model, gpus, slo, got {_shown(value)}")
+        raise ValueError(f"{source}: must be a mapping of keys such as workload, model, gpus, slo, got {shown(value)}")
     return _validated(value, str(source))
 
 
@@ -365,79 +364,7 @@ def _validated(data: Mapping[str, Any], name: str) -> PlanRequest:
     try:
         return PlanRequest.model_validate(dict(data))
     except ValidationError as error:
-        raise ValueError(f"{name}: {_one_line(error)}") from None
-
-
-_RULES: Final = {
-    "greater_than": "must be > {gt:g}",
-    "greater_than_equal": "must be >= {ge:g}",
-    "less_than": "must be < {lt:g}",
-    "less_than_equal": "must be <= {le:g}",
-    "finite_number": "must be finite",
-    "literal_error": "must be {expected}",
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "float_type": "must be a number",
-    "string_type": "must be text",
-    "string_too_short": "must not be empty",
-    "string_too_long": "must have at most {max_length} characters",
-    "too_short": "must not be empty",
-    "too_long": "must have at most {max_length} values",
-    "tuple_type": "must be a list",
-    "dict_type": "must be a mapping",
-    "model_type": "must be a mapping",
-}
-
-
-def _one_line(error: ValidationError) -> str:
-    """The fault to fix first as key, rule and value."""
-    faults = error.errors(include_url=False)
-    # Another version explains every other fault, and an unknown key a missing one.
-    fault = min(faults, key=lambda f: (f["loc"] != ("schema",), f["type"] != "extra_forbidden"))
-    place = _plain(".".join(str(part) for part in fault["loc"] if part != "[key]"))
-    if fault["type"] == "extra_forbidden":
-        key, known = str(fault["loc"][-1]), _known_keys(fault["loc"][:-1])
-        near = difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.5)
-        hint = f"nearest: {near[0]}" if near else f"known: {', '.join(known)}"
-        return f"{place}: unknown key ({hint})"
-    if fault["type"] == "missing":
-        rule = f"must be {SCHEMA!r}, got nothing" if place == "schema" else "must be given"
-        return f"{place} {rule}"
-    if fault["type"] == "value_error":  # a rule of ours, complete with its value
-        message = fault["msg"].removeprefix("Value error, ")
-        if message.startswith(f"{fault['loc'][-1]} "):
-            return message
-        return f"{place} {message}" if message.startswith(("must ", "needs ")) else f"{place}: {message}"
-    rule = _RULES[fault["type"]].format(**fault.get("ctx", {})) if fault["type"] in _RULES else _plain(fault["msg"])
-    return f"{place} {rule}, got {_shown(fault['input'])}"
-
-
-def _known_keys(place: tuple[int | str, ...]) -> list[str]:
-    """Keys of the mapping at `place`, in the order of the document."""
-    owner: type[BaseModel] = PlanRequest
-    for part in place:
-        info = next((f for name, f in owner.model_fields.items() if (f.alias or name) == part), None)
-        if info is not None:  # else a name of the user's, such as a GPU
-            owner = _model_in(info.annotation) or owner
-    return [info.alias or name for name, info in owner.model_fields.items()]
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """Document that an annotation such as ``dict[str, GpuOffer]`` or ``Lengths | None`` speaks of."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for arg in get_args(annotation) if (found := _model_in(arg)) is not None), None)
-
-
-def _plain(text: str) -> str:
-    """One line of at most 200 characters; control characters of a hostile key are shown, not printed."""
-    return re.sub(r"[^\x20-\x7e]", lambda match: ascii(match.group())[1:-1], text)[:200]
-
-
-def _shown(value: object) -> str:
-    """`value` on one line of at most 80 characters."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+        raise ValueError(f"{name}: {one_line(error, PlanRequest, schema=SCHEMA)}") from None
 
 
 # ---- template ----------------------------------------------------------------------------------------
