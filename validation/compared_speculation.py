@@ -43,8 +43,8 @@ def compare_acceptance(scenario: Scenario, facts: LiveFacts, curve: AcceptanceCu
                 error=predicted.value - measured,
                 baseline=sum(alpha**j for j in range(count.draft_length + 1)) - measured,
                 budget=scenario.budgets.mean_acceptance_length,
-                noise=error / measured,
-                noise_limit=None if budget is None else budget / measured,
+                noise=count.standard_error / measured,
+                noise_limit=None if budget is None else scenario.noise.of_budget * budget / measured,
             )
         )
     return found
@@ -100,20 +100,22 @@ def compare_draft_lengths(
         baseline=float(np.mean(middle)),
         budget=scenario.budgets.mean_draft_length_regret,
         noise=noise,
-        noise_limit=_regret_limit(scenario, scenario.budgets.mean_draft_length_regret, medians),
+        noise_limit=_regret_limit(scenario, scenario.budgets.mean_draft_length_regret, medians, over=len(batches)),
     )
     return [*found, mean]
 
 
-def _regret_limit(scenario: Scenario, budget: float | None, medians: PointMedians) -> float:
+def _regret_limit(scenario: Scenario, budget: float | None, medians: PointMedians, *, over: int = 1) -> float | None:
     """Scatter of a step up to which two cells' medians tell enough of the budget apart, never above a step's limit.
 
-    The median of n normal values has a standard error of sqrt(pi / 2n) times their deviation.
+    The median of n normal values has a standard error of sqrt(pi / 2n) times their deviation; a mean regret is that of
+    so many batch sizes, timed apart.
     """
     if budget is None:
-        return scenario.noise.step_cv
+        return None
     n = float(np.median(medians.count))
-    return min(scenario.noise.step_cv, scenario.noise.of_budget * budget / math.sqrt(2.0 * math.pi / (2.0 * n)))
+    apart = math.sqrt(2.0 * math.pi / (2.0 * n)) / math.sqrt(over)
+    return min(scenario.noise.step_cv, scenario.noise.of_budget * budget / apart)
 
 
 def _grid(medians: PointMedians, batches: Sequence[int], longest: int) -> Floats:

@@ -16,13 +16,23 @@ from servecast.validation.verdicts import NAN, Comparison
 
 
 def compare_steps(
-    scenario: Scenario, facts: LiveFacts, fit: StepsFit, samples: StepSamples, part: str
+    scenario: Scenario,
+    facts: LiveFacts,
+    fit: StepsFit,
+    samples: StepSamples,
+    part: str,
+    *,
+    beside: StepSamples | None = None,
 ) -> list[Comparison]:
-    """One figure over all points, and one for every point."""
+    """One figure over all points, and one for every point.
+
+    Scatter is that of `beside`, where judged samples are a part of a paired run: a round's pace is known the better the
+    more of its samples are looked at.
+    """
     medians = point_medians(samples)
     predicted = fit.steps.seconds(medians.work)
     error = predicted / medians.seconds - 1.0
-    noise = median_cv(medians)
+    noise = median_cv(medians if beside is None else point_medians(beside))
     naive = None
     if facts.size is not None:
         line = naive_line(fit.steps, facts)
@@ -76,10 +86,12 @@ def _fields(medians: PointMedians) -> tuple[str, ...]:
 
 
 def median_cv(medians: PointMedians) -> float:
+    """Scatter of a middling point; NaN where none was timed often enough. [-]"""
     return float(np.nanmedian(medians.cv)) if np.isfinite(medians.cv).any() else NAN
 
 
 def naive_line(steps: EngineSteps, facts: LiveFacts) -> EngineSteps:
+    """The plain model of the same engine; `steps` themselves where its size is not known."""
     if facts.size is None:
         return steps
     size = facts.size

@@ -71,7 +71,7 @@ class PointMedians:
     work: StepWork
     seconds: Floats
     cv: Floats
-    """Scatter of a point's samples after the rounds' pace; NaN with fewer than three. [-]"""
+    """Scatter of a point's samples after the rounds' pace; NaN with fewer than three, or with one a round. [-]"""
     block_factor: Floats
     """Pace of every round over the median one. [-]"""
     count: Integers
@@ -111,10 +111,13 @@ def point_medians(samples: StepSamples) -> PointMedians:
     level /= _medians(level / middle[point], block)[block]
     first = np.array([int(np.argmax(point == one)) for one in range(count)])
     groups = [level[point == one] for one in range(count)]
+    # a pace that was told by m samples has taken of each the m-th part of its variance
+    m = float(np.median(np.bincount(block)))
+    known = np.sqrt(m / (m - 1.0)) if m > 1.0 else np.nan
     return PointMedians(
         work=StepWork(**{name: getattr(samples, name)[first] for name in StepWork.__dataclass_fields__}),
         seconds=_medians(level, point),
-        cv=np.array([point_scatter(one) for one in groups]),
+        cv=known * np.array([point_scatter(one) for one in groups]),
         block_factor=factor,
         count=np.array([one.size for one in groups], dtype=np.int64),
     )

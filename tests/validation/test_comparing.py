@@ -83,6 +83,55 @@ def test_a_scatter_that_cannot_tell_lengths_apart_judges_none_by_hand() -> None:
     for one in narrow:
         assert one.noise_limit == pytest.approx(0.02 / 0.8862, rel=1e-3)
         assert one.verdict is Verdict.NOT_JUDGED
+    stricter = tight.model_copy(update={"noise": tight.noise.model_copy(update={"of_budget": 0.25})})
+    for one in _of(compare(stricter, facts), "draft length", "batch"):
+        assert one.noise_limit == pytest.approx(0.01 / 0.8862, rel=1e-3)
+
+
+def test_a_mean_regret_is_known_better_than_one_by_hand() -> None:
+    """Three batch sizes, a budget of 0.02 for their mean: 0.01 / 0.8862 times the root of 3."""
+    plan = scenario()
+    told = plan.model_copy(update={"budgets": plan.budgets.model_copy(update={"mean_draft_length_regret": 0.02})})
+    assert plan.speculation is not None
+    assert len(plan.speculation.batches) == 3
+    (one,) = _of(compare(told, live_run()), "draft length", "mean")
+    assert one.noise_limit == pytest.approx(0.01 / 0.8862 * math.sqrt(3.0), rel=1e-3)
+    (one,) = _of(compare(plan, live_run()), "draft length", "mean")
+    assert (one.noise_limit, one.verdict) == (None, Verdict.REPORTED)
+
+
+def test_steps_of_a_paired_run_scatter_as_all_of_it_does() -> None:
+    """Judged cells as quiet as can be, among cells that scatter by 8 %: the run's noise is what is told."""
+    facts = live_run()
+    assert facts.drafted is not None
+    facts.compared = live_run(noise=0.08).drafted
+    (one,) = _of(compare(scenario(), facts), "speculative steps", "mean absolute")
+    assert 0.05 < one.noise < 0.11
+
+
+def test_too_few_rounds_of_acceptance_are_not_judged_by_hand() -> None:
+    """25 rounds of which 16, 9 keep one, two drafts: N is 1, 2, 3 with 9, 7, 9 of 25, variance 0.72, error 0.17; half
+    of a budget of 0.2 is 0.1."""
+    facts = live_run()
+    facts.acceptance_validated = [
+        AcceptanceCount(draft_length=2, rounds=25, survived=(16, 9)) if one.draft_length == 2 else one
+        for one in facts.acceptance_validated
+    ]
+    few, *_ = _of(compare(scenario(), facts), "acceptance", "at 2")
+    assert few.noise * few.measured == pytest.approx(math.sqrt(0.72 / 25.0), rel=1e-9)
+    assert few.noise_limit is not None
+    assert few.noise_limit * few.measured == pytest.approx(0.1, rel=1e-12)
+    assert few.verdict is Verdict.NOT_JUDGED
+
+
+def test_loads_are_told_in_the_scenarios_order() -> None:
+    facts = live_run()
+    facts.loads = facts.loads[::-1]
+    assert list(dict.fromkeys(one.part for one in _of(compare(scenario(), facts), "load"))) == [
+        "load light",
+        "load heavy",
+        "load bursty",
+    ]
 
 
 def test_failed_requests_take_verdicts_away() -> None:

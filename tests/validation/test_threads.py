@@ -10,19 +10,21 @@ pytest.importorskip("torch", reason="the PyTorch engine needs torch (extra live)
 
 import torch
 
-from servecast.calibration.microbenchmarks.device import physical_cores
-from servecast.validation.torch_engine.threads import MOST_THREADS, threads
+from servecast.validation.torch_engine import threads as module
+from servecast.validation.torch_engine.threads import threads
 
 
-def test_a_thread_count_ends_with_its_block() -> None:
+def test_a_thread_count_ends_with_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
     with threads(1):
         assert torch.get_num_threads() == 1
-        with threads():
-            assert torch.get_num_threads() == min(physical_cores(), MOST_THREADS)
-        assert torch.get_num_threads() == 1
+        for cores, expected in ((3, 3), (64, 8)):
+            monkeypatch.setattr(module, "physical_cores", lambda cores=cores: cores)
+            with threads():
+                assert torch.get_num_threads() == expected
+            assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
-    with pytest.raises(KeyboardInterrupt), threads(1):
+    with pytest.raises(KeyboardInterrupt), threads(before + 1):
         raise KeyboardInterrupt
     assert torch.get_num_threads() == before
 
@@ -37,8 +39,9 @@ def test_a_pair_is_trained_on_every_core_where_the_library_was_started_with_one(
     from servecast.validation.torch_engine.trained_pair import trained_pair
 
     monkeypatch.setenv("SERVECAST_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "physical_cores", lambda: 2)
     seen: list[int] = []
     with threads(1):
         trained_pair(TINY, progress=lambda *_: seen.append(torch.get_num_threads()))
         assert torch.get_num_threads() == 1
-    assert set(seen) == {min(physical_cores(), MOST_THREADS)}
+    assert set(seen) == {2}
