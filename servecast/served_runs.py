@@ -6,10 +6,13 @@ it; nothing of the run is used but its arrivals and lengths.
 
 from __future__ import annotations
 
+import math
 import random
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,13 +24,20 @@ from servecast.model.workload import Trace
 from servecast.readers.catalogues import gpu, llm
 from servecast.simulating import Fleet, prepare_fleet
 from servecast.validation.compared_loads import over_seeds
-from servecast.validation.executors import EXECUTORS, capacity_rps, predicted_figures
+from servecast.validation.executors import EXECUTORS, Foretold, capacity_rps, predicted_figures
 from servecast.validation.live_facts import LiveFacts, LoadRun
 from servecast.validation.scenario import Loads, Scenario
 from servecast.validation.verdicts import Comparison
 
+if TYPE_CHECKING:
+    from servecast.readers.load_results import LoadResults
+
 Report = Callable[[str, int, int], None]
 NAN = float("nan")
+TO_SAVE = (
+    "save with vllm bench serve --save-result --save-detailed of January 2026 or newer, GuideLLM's benchmarks.json or "
+    "AIPerf's profile_export.jsonl"
+)
 
 
 def run_results(scenario: Scenario, folder: Path) -> tuple[LiveFacts, list[Comparison]]:
@@ -35,27 +45,50 @@ def run_results(scenario: Scenario, folder: Path) -> tuple[LiveFacts, list[Compa
 
     Raises
     ------
-    ValueError : the file is none, or has no stamps per request.
+    ValueError : the file is none, holds several runs of which none is chosen, or has no stamps per request.
     """
     from servecast.readers.load_results import read_load_results
 
     path = folder / str(scenario.engine.file)
-    found = read_load_results(path)
+    found = read_load_results(path, benchmark=scenario.engine.benchmark)
     if found.rows is None or not found.has_arrivals:
-        raise ValueError(f"{path}: must hold the start and the latencies of every request, got aggregates only")
+        got = "aggregates only" if found.rows is None else "latencies without the starts"
+        raise ValueError(f"{path}: must hold the start and the latencies of every request, got {got} ({TO_SAVE})")
     rows = _shifted(found.rows)
     facts = LiveFacts(engine={"engine": found.generator, "version": found.version, "model": found.model})
-    facts.notes += [*found.notes, *found.errors]
+    facts.notes += [*found.notes, *(f"failed with: {one}" for one in found.errors), *_differences(scenario, found)]
     trace = Trace(name=path.name, t_s=rows.arrival_s, n_in=rows.n_in, n_out=np.maximum(rows.n_out, 1))
     kept = ~rows.refused
     if not kept.any():
         raise ValueError(f"{path}: must hold a request that succeeded, got {rows.refused.size} that failed")
     facts.loads.append(_run_of(path.name, trace, rows, ()))
-    return facts, _compared(scenario, facts, _fleet(scenario, trace))
+    fleet = _fleet(scenario, trace, folder)
+    facts.notes += fleet.warnings
+    return facts, _compared(scenario, facts, fleet, _profile(scenario, folder))
 
 
-def run_server(scenario: Scenario, *, progress: Report | None = None) -> tuple[LiveFacts, list[Comparison]]:
-    """Loads of the scenario sent to a server that runs already."""
+def _differences(scenario: Scenario, found: LoadResults) -> list[str]:
+    """What the file states of the server and the prediction does not know."""
+    notes = []
+    wanted = str(scenario.engine.model)
+    short = [re.sub("[^a-z0-9]", "", Path(one).name.lower()) for one in (found.model, wanted)]
+    # a file may name the model as the server does: with its organisation, or with a suffix for its weights
+    if all(short) and not (short[0] in short[1] or short[1] in short[0]):
+        notes.append(f"the file is of model {found.model}, the prediction of {wanted}")
+    if found.speculation is not None:
+        notes.append("the server speculated; the prediction is of one that does not")
+    return notes
+
+
+def run_server(
+    scenario: Scenario, folder: Path = Path(), *, progress: Report | None = None
+) -> tuple[LiveFacts, list[Comparison]]:
+    """Loads of the scenario sent to a server that runs already.
+
+    Raises
+    ------
+    ValueError : the server answers no request of the first load.
+    """
     from servecast.validation.http_load import load_requests, run_open_loop
     from servecast.validation.live_loads import load_trace, served_load
 
@@ -63,7 +96,8 @@ def run_server(scenario: Scenario, *, progress: Report | None = None) -> tuple[L
     if loads is None or spec.url is None or spec.served_model is None:
         raise ValueError("loads, engine.url and engine.served_model must be given for kind server")
     facts = LiveFacts(engine={"engine": spec.engine, "url": spec.url, "model": spec.served_model})
-    fleet = _fleet(scenario, _lengths(loads, spec.max_num_seqs))
+    fleet = _fleet(scenario, _lengths(loads, spec.max_num_seqs), folder)
+    facts.notes += fleet.warnings
     n_in, n_out = (np.linspace(*span, 33) for span in (loads.prompt_tokens, loads.output_tokens))
     capacity = capacity_rps(fleet.steps, fleet.limits, n_in, n_out)
     runs = [(case, seed) for case in loads.cases for seed in loads.seeds]
@@ -72,6 +106,9 @@ def run_server(scenario: Scenario, *, progress: Report | None = None) -> tuple[L
         trace = load_trace(loads, case, seed, capacity=capacity)
         run = run_open_loop(spec.url, load_requests(trace, vocabulary=1000, seed=seed), model=spec.served_model)
         load = served_load(run, case=case, seed=seed)  # nobody probes the pace of a server that is not ours
+        if number == 0 and load.rows.refused.all():
+            why = f": {load.notes[0]}" if load.notes else ""
+            raise ValueError(f"engine.url must be of a server that answers, got {spec.url}, no answer{why}")
         facts.loads.append(load)
         facts.notes += [f"{case.name}, seed {seed}: {one}" for one in load.notes]
         if run.aborted or run.clock_warning:
@@ -79,7 +116,7 @@ def run_server(scenario: Scenario, *, progress: Report | None = None) -> tuple[L
             break
         if progress is not None:
             progress("loads", number + 1, len(runs))
-    return facts, _compared(scenario, facts, fleet)
+    return facts, _compared(scenario, facts, fleet, _profile(scenario, folder))
 
 
 def _run_of(case: str, trace: Trace, rows: RequestRows, notes: tuple[str, ...]) -> LoadRun:
@@ -111,35 +148,61 @@ def _lengths(loads: Loads, count: int) -> Trace:
     )
 
 
-def _fleet(scenario: Scenario, trace: Trace) -> Fleet:
+def _fleet(scenario: Scenario, trace: Trace, folder: Path) -> Fleet:
     """One replica of the engine that the scenario names."""
     spec = scenario.engine
     if spec.model is None or spec.gpu is None:
         raise ValueError("engine.model and engine.gpu must be given")
     return prepare_fleet(
         trace,
-        llm(spec.model),
+        llm(_from(folder, spec.model)),
         gpu(spec.gpu),
         replicas=1,
         tp=spec.tp,
+        pp=spec.pp,
         engine=spec.engine,
+        precision=spec.precision,
+        kv_precision=spec.kv_precision,
         max_num_seqs=spec.max_num_seqs,
         max_num_batched_tokens=max(spec.max_num_batched_tokens, spec.max_num_seqs),
         prefix_caching=False,
-        profile=spec.profile or SHIPPED,
+        profile=_profile(scenario, folder),
     )
 
 
-def _compared(scenario: Scenario, facts: LiveFacts, fleet: Fleet) -> list[Comparison]:
-    """Means over seeds, predicted and measured; the interval is the profile's band of a step."""
-    lo, hi = error_band(load_profile(scenario.engine.profile or SHIPPED), fleet.deployment, "tpot")
+def _profile(scenario: Scenario, folder: Path) -> str:
+    return _from(folder, scenario.engine.profile or SHIPPED)
+
+
+def _from(folder: Path, name: str) -> str:
+    """A path from the scenario's folder where something lies there, else the name as it is."""
+    return str(folder / name) if (folder / name).exists() else name
+
+
+def _compared(scenario: Scenario, facts: LiveFacts, fleet: Fleet, profile: str) -> list[Comparison]:
+    """Means over seeds, predicted and measured; intervals are the profile's bands, of a step and of a TTFT."""
+    loaded = load_profile(profile)
+    lo, hi = error_band(loaded, fleet.deployment, "tpot")
     log_sd = float(hi - lo) / (2.0 * Z90)
+    first = error_band(loaded, fleet.deployment, "ttft")
     found: list[Comparison] = []
     for case in dict.fromkeys(run.case for run in facts.loads):
         runs = [run for run in facts.loads if run.case == case]
         for executor in EXECUTORS:
             predicted = [
-                predicted_figures(executor, run.trace, fleet.steps, fleet.limits, log_sd=log_sd) for run in runs
+                {
+                    name: _widened(one, first) if name.startswith("ttft") else one
+                    for name, one in predicted_figures(
+                        executor, run.trace, fleet.steps, fleet.limits, log_sd=log_sd
+                    ).items()
+                }
+                for run in runs
             ]
             found += over_seeds(scenario, runs, executor, predicted, naive={})
     return found
+
+
+def _widened(one: Foretold, band: tuple[float, float]) -> Foretold:
+    """At least the profile's band of a TTFT: step times that scatter are not all that a first token waits for."""
+    down, up = one.value * (1.0 - math.exp(band[0])), one.value * (math.exp(band[1]) - 1.0)
+    return replace(one, down=max(one.down, down), up=max(one.up, up))

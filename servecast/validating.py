@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from servecast.validation.comparing import compare, not_reached, unanswered
+from servecast.validation.comparing import compare, not_reached, reasons, unanswered
 from servecast.validation.live_facts import LiveFacts, LoadRun
 from servecast.validation.pace import pace_of
 from servecast.validation.scenario import Scenario, parse_scenario, shipped_scenarios, shipped_text
@@ -76,6 +77,7 @@ def validate(
         facts=facts,
         comparisons=comparisons,
         missing=(*not_reached(scenario, facts), *unanswered(scenario, comparisons)),
+        reasons=tuple(reasons(facts, comparisons)),
         wall_s=time.perf_counter() - begun,
     )
 
@@ -100,12 +102,14 @@ def _live(
                 f"an engine of kind vllm needs the interpreter of an environment that has vLLM: --vllm-python, or "
                 f"{VLLM_PYTHON} (make live-vllm builds one)"
             )
+        if shutil.which(vllm_python) is None:
+            raise ValueError(f"--vllm-python must be an interpreter that can be run, got {vllm_python!r}")
         from servecast.validation.vllm_live import run_vllm
 
         return run_vllm(scenario, python=vllm_python, progress=progress), []
     from servecast.served_runs import run_results, run_server
 
-    return run_results(scenario, folder) if kind == "results" else run_server(scenario, progress=progress)
+    return run_results(scenario, folder) if kind == "results" else run_server(scenario, folder, progress=progress)
 
 
 def _require_torch() -> None:
@@ -128,6 +132,7 @@ def result_document(found: Validated) -> dict[str, Any]:
         "comparisons": [_row(one) for one in found.comparisons],
         "loads": [_load(run) for run in facts.loads],
         "missing": list(found.missing),
+        "reasons": list(found.reasons),
         "stopped": facts.stopped,
         "notes": list(facts.notes),
         "wall_s": found.wall_s,

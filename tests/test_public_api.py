@@ -201,6 +201,7 @@ def test_help_of_a_command_mentions_every_option(name: str) -> None:
         ["list", "models"],
         ["list", "gpus"],
         ["list", "profiles"],
+        ["list", "machines"],
         ["list", "engines"],
     ],
     ids=" ".join,

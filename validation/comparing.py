@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from servecast.validation.compared_loads import compare_loads
+from servecast.validation.compared_loads import FAILED_SHARE, compare_loads
 from servecast.validation.compared_speculation import compare_acceptance, compare_draft_lengths
 from servecast.validation.compared_steps import compare_steps
 from servecast.validation.draft_choice import acceptance_curve
 from servecast.validation.live_facts import LiveFacts
 from servecast.validation.scenario import Scenario
-from servecast.validation.verdicts import NAN, Comparison
+from servecast.validation.verdicts import NAN, Comparison, Verdict
 
 
 def compare(scenario: Scenario, facts: LiveFacts) -> list[Comparison]:
@@ -21,7 +21,9 @@ def compare(scenario: Scenario, facts: LiveFacts) -> list[Comparison]:
         if facts.validated is not None:
             found += compare_steps(scenario, facts, facts.fit, facts.validated, "decode steps")
         if facts.drafted is not None:
-            found += compare_steps(scenario, facts, facts.fit, facts.drafted, "speculative steps")
+            found += compare_steps(
+                scenario, facts, facts.fit, facts.drafted, "speculative steps", beside=facts.compared
+            )
     found += compare_loads(scenario, facts)
     if scenario.speculation is not None and any(one.rounds for one in facts.acceptance_calibrated):
         curve = acceptance_curve(facts.acceptance_calibrated, max(scenario.speculation.lengths))
@@ -73,6 +75,28 @@ def unanswered(scenario: Scenario, comparisons: Sequence[Comparison]) -> list[st
         if budgets[name] not in (None, False)
         and not any(one.part.startswith(part) and one.metric.startswith(metric) for one in comparisons)
     ]
+
+
+def reasons(facts: LiveFacts, comparisons: Sequence[Comparison]) -> list[str]:
+    """Why figures are not judged, in words; those that the run did not come to have words of their own."""
+    found = []
+    if not any(one.budget is not None for one in comparisons):
+        found.append("no budget is written for a figure of this run")
+    for case in dict.fromkeys(run.case for run in facts.loads):
+        rows = [run.rows for run in facts.loads if run.case == case]
+        worst = max(rows, key=lambda one: float(one.refused.mean()))
+        if float(worst.refused.mean()) > FAILED_SHARE:
+            found.append(
+                f"load {case}: {int(worst.refused.sum())} of {worst.refused.size} requests failed, "
+                f"above {FAILED_SHARE:.0%} of a run"
+            )
+    open_ = [one for one in comparisons if one.verdict is Verdict.NOT_JUDGED and math.isfinite(one.error)]
+    for part in dict.fromkeys(one.part for one in open_):
+        mine = [one for one in open_ if one.part == part]
+        found.append(
+            f"{part}: noise of {'1 figure' if len(mine) == 1 else f'{len(mine)} figures'} above its limit or not known"
+        )
+    return found
 
 
 # ---- facts that are exact --------------------------------------------------------------------------------

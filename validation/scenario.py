@@ -5,12 +5,13 @@ Schema ``servecast.scenario/1``. Calibrated and validated points are two lists t
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from importlib import resources
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from servecast.readers.schema_faults import one_line, shown
 
 SCHEMA = "servecast.scenario/1"
 ROOM = 16
@@ -55,13 +56,20 @@ class EngineSpec(Part):
     """server: the name it answers to."""
     file: Text | None = None
     """results: path, from the scenario's folder."""
+    benchmark: Annotated[int, Field(ge=0, le=100_000, strict=True)] | None = None
+    """results: which run, from 0, of a file that holds several."""
     model: Text | None = None
-    """server, results: model by name or config.json."""
+    """server, results: a catalogue name, or a folder with a config.json, from the scenario's folder."""
     gpu: Text | None = None
     tp: Annotated[int, Field(ge=1, le=1024, strict=True)] = 1
+    pp: Annotated[int, Field(ge=1, le=1024, strict=True)] = 1
+    precision: Text = "auto"
+    """server, results: of the weights; auto keeps the checkpoint's."""
+    kv_precision: Text = "auto"
     engine: Text = "vllm"
     """server, results: whose constants, optionally @version."""
     profile: Text | None = None
+    """server, results: a shipped profile, or a file, from the scenario's folder."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -180,7 +188,7 @@ class NoiseLimits(Part):
     step_cv: Share = 0.05
     """Median scatter of a timed step after the rounds' pace is taken out."""
     of_budget: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
-    """Standard error of a load's figure or of a regret, as a share of its budget."""
+    """Standard error of a load's figure, of a mean acceptance length or of a regret, as a share of its budget."""
 
 
 class Scenario(Part):
@@ -205,9 +213,13 @@ class Scenario(Part):
             raise ValueError("speculation or loads must be given for an engine of kind vllm, got neither")
         if self.engine.kind != "torch" and self.steps is not None:
             raise ValueError(
-                "steps goes with an engine of kind torch, whose state can be set; vllm takes its steps "
-                "from speculation.batches and speculation.lengths"
+                "steps goes with an engine of kind torch, whose state can be set"
+                + ("; vllm takes its from speculation.batches and speculation.lengths" * (self.engine.kind == "vllm"))
             )
+        if self.engine.kind in ("server", "results") and self.speculation is not None:
+            raise ValueError(f"speculation goes with an engine of kind torch or vllm, got kind {self.engine.kind}")
+        if self.engine.kind == "results" and self.loads is not None:
+            raise ValueError("loads goes with an engine that is sent requests; a file of kind results holds its own")
         if self.engine.kind == "server" and self.loads is None:
             raise ValueError("loads must be given for an engine of kind server, got none")
         if self.engine.kind in ("server", "results"):
@@ -259,53 +271,11 @@ def parse_scenario(value: object, *, name: str) -> Scenario:
     ValueError : one line: file, key, rule, value.
     """
     if not isinstance(value, Mapping):
-        raise ValueError(f"{name}: must be a mapping with schema {SCHEMA}, got {type(value).__name__}")
-    schema = value.get("schema")
-    if schema != SCHEMA:
-        raise ValueError(f"{name}: schema must be {SCHEMA}, got {str(schema)[:60]!r}")
+        raise ValueError(f"{name}: must be a mapping of keys such as schema, engine, budgets, got {shown(value)}")
     try:
         return Scenario.model_validate(value)
     except ValidationError as error:
-        raise ValueError(f"{name}: {_first(error)}") from None
-
-
-def _first(error: ValidationError) -> str:
-    """The first fault: key, rule, value."""
-    found: Any = error.errors()[0]
-    place = ".".join(_shown(part) for part in found["loc"])
-    if found["type"] == "extra_forbidden":
-        known = _fields(found["loc"][:-1])
-        near = difflib.get_close_matches(str(found["loc"][-1]), known, n=1)
-        return f"{place}: is not a known key" + (f" (did you mean {near[0]}?)" if near else "")
-    message = str(found["msg"]).removeprefix("Value error, ")
-    if not place:
-        return message
-    given = "" if "got" in message else f", got {_shown(repr(found.get('input')))}"
-    return f"{place}: {message}{given}"
-
-
-def _shown(part: object) -> str:
-    """A key or a value on one line, cut where it is long."""
-    text = str(part).encode("unicode_escape").decode("ascii")
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _fields(path: tuple[int | str, ...]) -> list[str]:
-    """Keys of the part at `path`; none where it is not one of ours."""
-    parts: dict[str, type[Part]] = {
-        "engine": EngineSpec,
-        "steps": Steps,
-        "calibrated": Points,
-        "validated": Points,
-        "loads": Loads,
-        "cases": LoadCase,
-        "speculation": Speculation,
-        "budgets": Budgets,
-        "noise": NoiseLimits,
-    }
-    names = [one for one in path if isinstance(one, str)]
-    model = parts.get(names[-1]) if names else Scenario
-    return [] if model is None else [field.alias or key for key, field in model.model_fields.items()]
+        raise ValueError(f"{name}: {one_line(error, Scenario, schema=SCHEMA)}") from None
 
 
 def shipped_scenarios() -> tuple[str, ...]:

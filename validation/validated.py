@@ -18,6 +18,8 @@ class Validated:
     comparisons: tuple[Comparison, ...]
     missing: tuple[str, ...]
     """Parts that the run did not come to."""
+    reasons: tuple[str, ...] = ()
+    """Why figures of the others are not judged."""
     wall_s: float
 
     @property

@@ -8,14 +8,16 @@ from servecast.cli.errors import guard
 
 
 @click.command("list")
-@click.argument("what", type=click.Choice(["models", "gpus", "profiles", "engines"]))
+@click.argument("what", type=click.Choice(["models", "gpus", "profiles", "machines", "engines"]))
 @click.option("--json", "as_json", is_flag=True, help="Print records as JSON.")
 @guard()
 def command(what: str, as_json: bool) -> None:
-    """Models, GPUs, profiles or engines that are known by name."""
+    """Models, GPUs, profiles, measured machines or engines that are known by name."""
     from servecast.cli.output import to_json
 
-    records = {"models": _models, "gpus": _gpus, "profiles": _profiles, "engines": _engines}[what]()
+    records = {"models": _models, "gpus": _gpus, "profiles": _profiles, "machines": _machines, "engines": _engines}[
+        what
+    ]()
     if as_json:
         click.echo(to_json({"schema": "servecast.list/1", what: records}), nl=False)
         return
@@ -62,6 +64,16 @@ def _profiles() -> list[dict[str, object]]:
         document = read_document(name)
         origin = document.provenance
         found.append({"name": name, "date": origin.date, "runs": origin.runs_fitted, "gpus": ", ".join(origin.devices)})
+    return found
+
+
+def _machines() -> list[dict[str, object]]:
+    from servecast.calibration.machine_profile import read_machine, shipped_machines
+
+    found = []
+    for name in shipped_machines():
+        facts = read_machine(name).provenance
+        found.append({"name": name, "date": facts.date, "device": facts.device})
     return found
 
 

@@ -87,7 +87,7 @@ def from_aiperf_records(source: Path, records: Iterator[tuple[int, Any]]) -> Loa
         # whole nanoseconds are subtracted first: a double holds those since 1970 to a quarter of a microsecond
         _add(requests, place, (start_ns - origin_ns) * 1e-9, metadata, metrics, failed=failed)
         counts.add(place, metrics)
-    rows = requests.rows()
+    rows = requests.rows(str(source))
     return LoadResults(
         generator="AIPerf",
         version="",

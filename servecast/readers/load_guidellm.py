@@ -63,7 +63,7 @@ def from_guidellm(source: Path, document: Mapping[str, Any], benchmark: int | No
     for name, members in lists.items():
         for i, member in enumerate(members):
             unsent += not _add(requests, f"{place}.requests.{name}[{i}]", member, failed=name == "errored")
-    rows = requests.rows()
+    rows = requests.rows(str(source))
     cut = len(entries(place, "requests.incomplete", groups.get("incomplete")))
     return LoadResults(
         generator="GuideLLM",

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from servecast.model.request_rows import RequestRows, measured_rows
-from servecast.readers.trace_formats import shown
+from servecast.readers.trace_formats import MAX_SPAN_S, shown
 
 MAX_BYTES = 512 << 20
 """Of a file that is parsed whole; records in lines are read one by one instead."""
@@ -27,6 +27,8 @@ MAX_LINE_BYTES = 16 << 20
 MAX_REQUESTS = 5_000_000
 MAX_TOKENS = 1 << 40
 """More is a slip, and would overflow the sums over requests."""
+MAX_REQUEST_TOKENS = 1_000_000_000
+"""Of one request; as of a trace's."""
 MAX_ERRORS = 20
 MAX_ERROR_LENGTH = 200
 
@@ -135,6 +137,13 @@ class Requests:
     ) -> None:
         """One request; no generator can measure a TTFT of 0, it is how some of them write a missing one."""
         ttft_s = ttft_s if ttft_s > 0.0 and n_out > 0 else math.nan
+        if max(n_in, n_out) > MAX_REQUEST_TOKENS:
+            raise ValueError(
+                f"{place}: a request must have {MAX_REQUEST_TOKENS} tokens at most, got {max(n_in, n_out)}"
+            )
+        longest = max((one for one in (ttft_s, e2e_s) if not math.isnan(one)), default=0.0)
+        if longest > MAX_SPAN_S:
+            raise ValueError(f"{place}: a request must last {MAX_SPAN_S:g} s at most, got {longest:g} s")
         if not failed and e2e_s < ttft_s:
             raise ValueError(f"{place}: the whole latency must not be below TTFT {ttft_s:g} s, got {e2e_s:g} s")
         self.start_s.append(start_s)
@@ -144,11 +153,18 @@ class Requests:
         self.n_out.append(n_out)
         self.failed.append(failed)
 
-    def rows(self) -> RequestRows | None:
-        """Rows with arrivals since the first request; None without any request."""
+    def rows(self, place: str) -> RequestRows | None:
+        """Rows with arrivals since the first request; None without any request.
+
+        Raises
+        ------
+        ValueError : they start too far apart.
+        """
         if not self.start_s:
             return None
         arrival = np.asarray(self.start_s) - min(self.start_s)
+        if float(arrival.max()) > MAX_SPAN_S:
+            raise ValueError(f"{place}: requests must start within {MAX_SPAN_S:g} s, got {float(arrival.max()):g} s")
         first, last = arrival + np.asarray(self.ttft_s), arrival + np.asarray(self.e2e_s)
         return measured_rows(arrival, first, last, self.n_in, self.n_out, failed=self.failed)
 

@@ -64,7 +64,7 @@ def from_vllm(source: Path, document: Mapping[str, Any]) -> LoadResults:
         generator="vllm bench serve",
         version="",
         model=line_of(document["model_id"]),
-        rows=requests.rows(),
+        rows=requests.rows(place),
         has_arrivals=has_arrivals,
         aggregates=aggregates,
         speculation=_speculation(place, document),

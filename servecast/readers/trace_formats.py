@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+MAX_SPAN_S = 1e8
+"""Three years, of a trace, a run or a request: more is a slip, and beside such stamps a step is lost in rounding."""
 MAX_TOKENS = 1_000_000_000
 """No prompt or output is longer; a larger number is another quantity in the wrong column."""
 

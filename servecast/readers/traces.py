@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from servecast.model.workload import Trace
 from servecast.readers.trace_formats import (
     FORMAT_NAMES,
+    MAX_SPAN_S,
     BadValueError,
     Columns,
     match_columns,
@@ -198,6 +199,8 @@ def _assembled(
     if times[-1] == times[0]:
         raise ValueError(f"{source}: all {times.size} requests have the same arrival time, so a rate is undefined")
     t_s = (times - times[0]) / columns.units_per_second
+    if not t_s[-1] <= MAX_SPAN_S:
+        raise ValueError(f"{source}: column {columns.time} must span {MAX_SPAN_S:g} s at most, got {t_s[-1]:g} s")
     stem = source.name.removesuffix(".gz").removesuffix(".csv").removesuffix(".jsonl")
     return Trace(
         name=f"{stem}:{run}" if run is not None else stem,

@@ -57,6 +57,7 @@ def _answer(found: Validated) -> str:
         tiles.append(tile("Scatter of a step", formats.percent(fit.noise_cv), "within the run, drift taken out"))
     below = [f"Ended early: {found.facts.stopped}."] if found.facts.stopped else []
     below += [f"Not reached: {', '.join(found.missing)}."] if found.missing else []
+    below += [f"Not judged: {'; '.join(found.reasons)}."] if found.reasons else []
     head = header(
         f"{found.scenario.name}, {about}", f"Prediction against live run: {_WORDS[found.verdict]}", " ".join(below)
     )

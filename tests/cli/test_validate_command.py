@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> LiveFacts:
         (("--quick", "--seed", "-1"), "--seed must be >= 0, got -1"),
         (("--quick", "--report", "no/such/page.html"), "the folder no/such does not exist"),
         (("--quick", "--out", "rows.xml"), "rows.xml"),
+        (("--quick", "--report", "page.txt"), "--report must end in .html, got 'page.txt'"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(words: tuple[str, ...], message: str) -> None:
@@ -54,6 +56,11 @@ def test_vllm_needs_to_be_told_where_it_is(monkeypatch: pytest.MonkeyPatch) -> N
     result = _run("vllm-cpu")
     assert result.exit_code == 2
     assert "--vllm-python" in result.stderr
+    result = _run("vllm-cpu", "--vllm-python", "/nowhere/python")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        "servecast: error: --vllm-python must be an interpreter that can be run, got '/nowhere/python'"
+    ]
 
 
 def test_a_wrong_file_names_itself(tmp_path: Path) -> None:
@@ -62,7 +69,7 @@ def test_a_wrong_file_names_itself(tmp_path: Path) -> None:
     assert "must be UTF-8" in _run(str(path)).stderr
     path.write_text("schema: servecast.plan/1\n")
     result = _run(str(path))
-    assert (result.exit_code, "schema must be servecast.scenario/1" in result.stderr) == (2, True)
+    assert (result.exit_code, "schema must be 'servecast.scenario/1'" in result.stderr) == (2, True)
 
 
 @pytest.mark.usefixtures("pretended")
@@ -110,11 +117,28 @@ def test_names_in_a_page_are_escaped(pretended: LiveFacts, tmp_path: Path) -> No
 
 
 def test_the_list_of_scenarios() -> None:
-    assert _run("--list").stdout.split() == ["torch", "torch-quick", "vllm-cpu"]
+    assert [line.split()[0] for line in _run("--list").stdout.splitlines()] == ["torch", "torch-quick", "vllm-cpu"]
+    document = json.loads(_run("--list", "--json").stdout)
+    assert document["schema"] == "servecast.list/1"
+    assert all(one["about"] for one in document["scenarios"])
 
 
-def test_results_of_a_load_generator_against_a_profile(tmp_path: Path) -> None:
-    """A file of `vllm bench serve`: rows that the simulator itself made are predicted without error."""
+def test_a_shipped_scenario_is_shown_and_read_back(tmp_path: Path) -> None:
+    from servecast.validating import load_scenario
+
+    (tmp_path / "mine.yaml").write_text(_run("--show", "torch").stdout)
+    assert load_scenario(str(tmp_path / "mine.yaml"))[0] == load_scenario("torch")[0]
+    assert "--show must be one of torch, torch-quick, vllm-cpu, got 'toch'" in _run("--show", "toch").stderr
+
+
+ENGINE = (
+    "kind: results, file: result.json, model: llama-3.1-8b, gpu: h100, max_num_seqs: 64, max_num_batched_tokens: 2048"
+)
+
+
+@pytest.fixture(scope="module")
+def bench() -> dict[str, Any]:
+    """A file of `vllm bench serve` whose requests the simulator itself served."""
     import numpy as np
 
     from servecast.model.workload import Trace
@@ -131,10 +155,10 @@ def test_results_of_a_load_generator_against_a_profile(tmp_path: Path) -> None:
     model, device = llm("llama-3.1-8b"), gpu("h100")
     rows = simulate_fleet(trace, model, device, replicas=1, max_num_seqs=64, max_num_batched_tokens=2048).rows
     latency = (rows.last_token_s - rows.first_token_s).tolist()
-    document = {
+    return {
         "date": "20260101-000000",
         "backend": "vllm",
-        "model_id": "m",
+        "model_id": "meta-llama/Llama-3.1-8B-Instruct",
         "num_prompts": 40,
         "completed": 40,
         "duration": 60.0,
@@ -147,19 +171,157 @@ def test_results_of_a_load_generator_against_a_profile(tmp_path: Path) -> None:
         "errors": [""] * 40,
         "generated_texts": [""] * 40,
     }
-    (tmp_path / "result.json").write_text(json.dumps(document))
+
+
+def _results(tmp_path: Path, document: dict[str, Any], *, engine: str = "", more: str = "", lines: int = 1) -> Any:
+    """`servecast validate` of a scenario beside the file."""
+    (tmp_path / "result.json").write_text((json.dumps(document) + "\n") * lines)
     (tmp_path / "s.yaml").write_text(
-        "schema: servecast.scenario/1\nname: mine\n"
-        "engine: {kind: results, file: result.json, model: llama-3.1-8b, gpu: h100, max_num_seqs: 64,"
-        " max_num_batched_tokens: 2048}\n"
-        "budgets: {ttft_mean: 0.02, tpot_mean: 0.02, closed_form: 0.5}\n"
+        f"schema: servecast.scenario/1\nname: mine\nengine: {{{ENGINE}{engine}}}\n"
+        + (more or "budgets: {ttft_mean: 0.02, tpot_mean: 0.02, closed_form: 0.5}\n")
     )
-    result = _run(str(tmp_path / "s.yaml"), "--json")
-    assert result.stdout, result.stderr
-    found = {(one["metric"], one["executor"]): one for one in json.loads(result.stdout)["comparisons"] if one["budget"]}
+    return _run(str(tmp_path / "s.yaml"), "--json")
+
+
+def test_results_of_a_load_generator_against_a_profile(tmp_path: Path, bench: dict[str, Any]) -> None:
+    """Rows that the simulator made are predicted without error, in intervals as wide as `servecast predict` has."""
+    from servecast.calibration.profile import SHIPPED, load_profile
+
+    result = _results(tmp_path, bench)
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    found = {(one["metric"], one["executor"]): one for one in document["comparisons"] if one["budget"]}
     for metric in ("ttft mean", "tpot mean"):
         assert abs(found[metric, "simulator"]["error"]) < 0.02
-    assert result.exit_code in (0, 1)
+    ttft, tpot = (found[metric, "simulator"] for metric in ("ttft mean", "tpot mean"))
+    band = load_profile(SHIPPED).bands["ttft", False, "group"]
+    assert ttft["hi"] / ttft["predicted"] >= 0.99 * math.exp(band.hi)
+    assert tpot["hi"] / tpot["predicted"] < ttft["hi"] / ttft["predicted"]
+    assert (document["notes"], document["reasons"]) == ([], [])
+    text = CliRunner().invoke(main, ["validate", str(tmp_path / "s.yaml")]).stdout
+    assert "naive" not in text
+    assert "noise" not in text
+    assert len({len(line) for line in text.splitlines() if " simulator " in line and "within" not in line}) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ({"model_id": "Qwen/Qwen3-32B"}, "the file is of model Qwen/Qwen3-32B, the prediction of llama-3.1-8b"),
+        ({"spec_decode_acceptance_length": 2.5}, "the server speculated; the prediction is of one that does not"),
+        ({"input_lens": [200_000] + [300] * 39}, "1 of 40 requests"),
+    ],
+)
+def test_what_the_prediction_does_not_know_is_noted(
+    tmp_path: Path, bench: dict[str, Any], change: dict[str, Any], note: str
+) -> None:
+    document = json.loads(_results(tmp_path, bench | change).stdout)
+    assert any(note in one for one in document["notes"])
+
+
+def test_failed_requests_and_missing_budgets_are_reasons(tmp_path: Path, bench: dict[str, Any]) -> None:
+    errors = ["boom"] * 3 + [""] * 37
+    failed = bench | {"errors": errors, "output_lens": [0] * 3 + bench["output_lens"][3:]}
+    result = _results(tmp_path, failed)
+    assert result.exit_code == 3
+    document = json.loads(result.stdout)
+    assert document["reasons"] == ["load result.json: 3 of 40 requests failed, above 1% of a run"]
+    assert "failed with: boom" in document["notes"]
+    result = _results(tmp_path, bench, more="seed: 1\n")
+    assert result.exit_code == 3
+    assert json.loads(result.stdout)["reasons"] == ["no budget is written for a figure of this run"]
+
+
+def test_a_run_of_several_is_chosen_by_its_number(tmp_path: Path, bench: dict[str, Any]) -> None:
+    result = _results(tmp_path, bench, lines=2)
+    assert (result.exit_code, "holds 2 benchmarks" in result.stderr) == (2, True)
+    assert _results(tmp_path, bench, lines=2, engine=", benchmark: 1").exit_code == 0
+    result = _results(tmp_path, bench, lines=2, engine=", benchmark: 2")
+    assert (result.exit_code, "benchmark must be from 0 to 1, got 2" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"start_times": None}, "got latencies without the starts (save with"),
+        ({"start_times": [1e300] + [5.0] * 39}, "requests must start within 1e+08 s, got 1e+300 s"),
+        ({"ttfts": [1e12] + [0.1] * 39}, "a request must last 1e+08 s at most, got 1e+12 s"),
+        ({"output_lens": [1 << 40] + [20] * 39}, "a request must have 1000000000 tokens at most, got 1099511627776"),
+    ],
+)
+def test_result_files_that_cannot_be_compared_are_one_line(
+    tmp_path: Path, bench: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    document = {name: value for name, value in (bench | change).items() if value is not None}
+    result = _results(tmp_path, document)
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("loads: {seeds: [1], cases: [{name: a, utilisation: 0.5}]}\n", "a file of kind results holds its own"),
+        ("speculation: {}\n", "speculation goes with an engine of kind torch or vllm, got kind results"),
+    ],
+)
+def test_parts_that_a_file_cannot_answer_are_refused(
+    tmp_path: Path, bench: dict[str, Any], more: str, message: str
+) -> None:
+    result = _results(tmp_path, bench, more=more)
+    assert (result.exit_code, message in result.stderr) == (2, True)
+
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "torch_dtype": "bfloat16",
+    "tie_word_embeddings": True,
+}
+SERVER = """\
+schema: servecast.scenario/1
+name: server
+engine: {{kind: server, url: "{url}", served_model: fake, model: {model}, gpu: h100, max_num_seqs: 8,
+  max_num_batched_tokens: 512}}
+loads: {{prompt_tokens: [4, 8], output_tokens: [2, 4], requests: 12, seeds: [1],
+  cases: [{{name: light, utilisation: 0.3}}]}}
+budgets: {{ttft_mean: 10.0, tpot_mean: 10.0}}
+"""
+
+
+def test_a_server_over_http_is_compared(tmp_path: Path) -> None:
+    """A server that answers at once is far faster than predicted; its model is a folder beside the scenario."""
+    from fake_server import FakeServer
+
+    (tmp_path / "mymodel").mkdir()
+    (tmp_path / "mymodel" / "config.json").write_text(json.dumps(CONFIG))
+    with FakeServer(first_token_s=0.001, gap_s=0.001) as server:
+        (tmp_path / "s.yaml").write_text(SERVER.format(url=server.url, model="mymodel"))
+        result = _run(str(tmp_path / "s.yaml"), "--json")
+        assert len(server.received) == 12
+    assert result.exit_code in (0, 1), result.stderr
+    document = json.loads(result.stdout)
+    assert document["loads"][0]["failed"] == 0
+    assert {one["executor"] for one in document["comparisons"]} == {"simulator", "closed_form"}
+
+
+def test_a_server_that_nobody_runs_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(SERVER.format(url="http://127.0.0.1:9", model="llama-3.1-8b"))
+    result = _run(str(tmp_path / "s.yaml"))
+    assert result.exit_code == 2
+    assert result.stderr.startswith(
+        "servecast: error: engine.url must be of a server that answers, got http://127.0.0.1:9"
+    )
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

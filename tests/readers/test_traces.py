@@ -203,6 +203,7 @@ BAD = [
     pytest.param(
         "t_s,n_in,input_tokens,n_out\n", {}, "columns n_in and input_tokens name the same quantity", id="two synonyms"
     ),
+    pytest.param(HEAD + "0,1,1\n1e300,1,1\n", {}, "column t_s must span 1e+08 s at most, got 1e+300 s", id="span"),
     pytest.param(HEAD + "0,1,1\n2,1,1\n1,1,1\n", {}, "line 4, column t_s must not decrease, got '1'", id="unsorted"),
     pytest.param(HEAD + "0,1,1\nnan,1,1\n", {}, "line 3, column t_s must be a finite number, got 'nan'", id="nan time"),
     pytest.param(HEAD + "0,1,1\ninf,1,1\n", {}, "line 3, column t_s must be a finite number, got 'inf'", id="inf time"),

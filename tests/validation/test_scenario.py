@@ -42,18 +42,18 @@ def _set(path: str, value: object) -> Any:
     at = document
     for folder in folders:
         at = at[int(folder)] if isinstance(at, list) else at[folder]
-    at[last] = value
+    at[int(last) if isinstance(at, list) else last] = value
     return document
 
 
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        ("schema", "servecast.scenario/9", ["schema must be servecast.scenario/1", "servecast.scenario/9"]),
+        ("schema", "servecast.scenario/9", ["schema must be 'servecast.scenario/1'", "servecast.scenario/9"]),
         ("engine.kind", "sglang", ["engine.kind", "sglang"]),
-        ("engine.thraeds", 2, ["engine.thraeds", "did you mean threads?"]),
-        ("budgets.ttft_p59", 0.2, ["budgets.ttft_p59", "did you mean ttft_p"]),
-        ("loads.cases.0.utilisation", 0, ["loads.cases.0.utilisation", "greater than 0"]),
+        ("engine.thraeds", 2, ["engine.thraeds: unknown key (nearest: threads)"]),
+        ("budgets.ttft_p59", 0.2, ["budgets.ttft_p59: unknown key (nearest: ttft_p"]),
+        ("loads.cases.0.utilisation", 0, ["loads.cases.0.utilisation must be > 0, got 0"]),
         ("loads.requests", 2, ["loads.requests", "2"]),
         ("loads.prompt_tokens", [96, 32], ["prompt_tokens must rise", "96, 32"]),
         ("loads.output_tokens", [16, 600], ["must leave 16 of max_model_len free", "696"]),
@@ -65,7 +65,13 @@ def _set(path: str, value: object) -> Any:
         ("speculation.context", 1000, ["must leave 16 of max_model_len free", "1000"]),
         ("speculation.batches", [64], ["speculation.batches must be at most max_num_seqs 32", "64"]),
         ("engine.max_model_len", 4096, ["at most 2048", "4096"]),
-        ("engine", {"kind": "server"}, ["engine.url must be given"]),
+        ("engine", {"kind": "server"}, ["s.yaml: engine.url must be given"]),
+        ("engine", "results", ["engine must be a mapping, got 'results'"]),
+        ("engine.kind", "results", ["engine.file must be given for kind results"]),
+        ("engine.benchmark", -1, ["engine.benchmark must be >= 0, got -1"]),
+        ("budgets.tpot_mean", "25%", ["budgets.tpot_mean must be a number, got '25%'"]),
+        ("loads.cases.0", {"name": "a", "utilization": 0.5}, ["utilization: unknown key (nearest: utilisation)"]),
+        ("loads.seeds", [], ["loads.seeds must not be empty"]),
         ("seed", -1, ["seed", "-1"]),
         ("name", "", ["name"]),
     ],
