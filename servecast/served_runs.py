@@ -23,7 +23,7 @@ from servecast.model.request_rows import RequestRows
 from servecast.model.workload import Trace
 from servecast.readers.catalogues import gpu, llm
 from servecast.simulating import Fleet, prepare_fleet
-from servecast.validation.compared_loads import over_seeds
+from servecast.validation.compared_loads import load_cases, over_seeds
 from servecast.validation.executors import EXECUTORS, Foretold, capacity_rps, predicted_figures
 from servecast.validation.live_facts import LiveFacts, LoadRun
 from servecast.validation.scenario import Loads, Scenario
@@ -56,25 +56,24 @@ def run_results(scenario: Scenario, folder: Path) -> tuple[LiveFacts, list[Compa
         raise ValueError(f"{path}: must hold the start and the latencies of every request, got {got} ({TO_SAVE})")
     rows = _shifted(found.rows)
     facts = LiveFacts(engine={"engine": found.generator, "version": found.version, "model": found.model})
-    facts.notes += [*found.notes, *(f"failed with: {one}" for one in found.errors), *_differences(scenario, found)]
+    facts.notes += [*found.notes, *(f"failed with: {one}" for one in found.errors)]
     trace = Trace(name=path.name, t_s=rows.arrival_s, n_in=rows.n_in, n_out=np.maximum(rows.n_out, 1))
     kept = ~rows.refused
     if not kept.any():
         raise ValueError(f"{path}: must hold a request that succeeded, got {rows.refused.size} that failed")
-    facts.loads.append(_run_of(path.name, trace, rows, ()))
     fleet = _fleet(scenario, trace, folder)
-    facts.notes += fleet.warnings
+    facts.loads.append(_run_of(path.name, fleet.trace, rows, ()))
+    facts.notes += [*fleet.warnings, *_differences(found, fleet.deployment.llm.name)]
     return facts, _compared(scenario, facts, fleet, _profile(scenario, folder))
 
 
-def _differences(scenario: Scenario, found: LoadResults) -> list[str]:
+def _differences(found: LoadResults, predicted: str) -> list[str]:
     """What the file states of the server and the prediction does not know."""
     notes = []
-    wanted = str(scenario.engine.model)
-    short = [re.sub("[^a-z0-9]", "", Path(one).name.lower()) for one in (found.model, wanted)]
-    # a file may name the model as the server does: with its organisation, or with a suffix for its weights
-    if all(short) and not (short[0] in short[1] or short[1] in short[0]):
-        notes.append(f"the file is of model {found.model}, the prediction of {wanted}")
+    # a file names the model as the server does: with its organisation or a folder, with a suffix for its weights
+    stated, ours = (f"-{re.sub('[^a-z0-9]+', '-', Path(one).name.lower())}-" for one in (found.model, predicted))
+    if found.model and not (stated in ours or ours in stated):
+        notes.append(f"the file is of model {found.model}, the prediction of {predicted}")
     if found.speculation is not None:
         notes.append("the server speculated; the prediction is of one that does not")
     return notes
@@ -97,7 +96,9 @@ def run_server(
         raise ValueError("loads, engine.url and engine.served_model must be given for kind server")
     facts = LiveFacts(engine={"engine": spec.engine, "url": spec.url, "model": spec.served_model})
     fleet = _fleet(scenario, _lengths(loads, spec.max_num_seqs), folder)
-    facts.notes += fleet.warnings
+    if fleet.warnings:
+        most = loads.prompt_tokens[1] + loads.output_tokens[1]
+        facts.notes.append(f"requests of up to {most} tokens are beyond what the predicted engine takes")
     n_in, n_out = (np.linspace(*span, 33) for span in (loads.prompt_tokens, loads.output_tokens))
     capacity = capacity_rps(fleet.steps, fleet.limits, n_in, n_out)
     runs = [(case, seed) for case in loads.cases for seed in loads.seeds]
@@ -106,10 +107,15 @@ def run_server(
         trace = load_trace(loads, case, seed, capacity=capacity)
         run = run_open_loop(spec.url, load_requests(trace, vocabulary=1000, seed=seed), model=spec.served_model)
         load = served_load(run, case=case, seed=seed)  # nobody probes the pace of a server that is not ours
-        if number == 0 and load.rows.refused.all():
+        interrupted = (run.aborted or "").startswith("interrupted")
+        if number == 0 and not interrupted and load.rows.refused.all():
             why = f": {load.notes[0]}" if load.notes else ""
-            raise ValueError(f"engine.url must be of a server that answers, got {spec.url}, no answer{why}")
-        facts.loads.append(load)
+            raise ValueError(
+                f"engine.url must be of a server that answers for {spec.served_model}, got {spec.url}, where every "
+                f"request failed{why}"
+            )
+        if not (interrupted and load.rows.refused.all()):
+            facts.loads.append(load)
         facts.notes += [f"{case.name}, seed {seed}: {one}" for one in load.notes]
         if run.aborted or run.clock_warning:
             facts.stopped = f"load {case.name}: {run.aborted or run.clock_warning}"
@@ -171,12 +177,14 @@ def _fleet(scenario: Scenario, trace: Trace, folder: Path) -> Fleet:
 
 
 def _profile(scenario: Scenario, folder: Path) -> str:
-    return _from(folder, scenario.engine.profile or SHIPPED)
+    given = scenario.engine.profile
+    return SHIPPED if given is None else _from(folder, given)
 
 
 def _from(folder: Path, name: str) -> str:
-    """A path from the scenario's folder where something lies there, else the name as it is."""
-    return str(folder / name) if (folder / name).exists() else name
+    """A file, or a folder with a config.json, from the scenario's folder where there is one, else the name as it is."""
+    path = folder / name
+    return str(path) if path.is_file() or (path / "config.json").is_file() else name
 
 
 def _compared(scenario: Scenario, facts: LiveFacts, fleet: Fleet, profile: str) -> list[Comparison]:
@@ -186,7 +194,7 @@ def _compared(scenario: Scenario, facts: LiveFacts, fleet: Fleet, profile: str) 
     log_sd = float(hi - lo) / (2.0 * Z90)
     first = error_band(loaded, fleet.deployment, "ttft")
     found: list[Comparison] = []
-    for case in dict.fromkeys(run.case for run in facts.loads):
+    for case in load_cases(scenario, facts):
         runs = [run for run in facts.loads if run.case == case]
         for executor in EXECUTORS:
             predicted = [

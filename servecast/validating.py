@@ -77,7 +77,7 @@ def validate(
         facts=facts,
         comparisons=comparisons,
         missing=(*not_reached(scenario, facts), *unanswered(scenario, comparisons)),
-        reasons=tuple(reasons(facts, comparisons)),
+        reasons=tuple(reasons(scenario, facts, comparisons)),
         wall_s=time.perf_counter() - begun,
     )
 
@@ -103,7 +103,9 @@ def _live(
                 f"{VLLM_PYTHON} (make live-vllm builds one)"
             )
         if shutil.which(vllm_python) is None:
-            raise ValueError(f"--vllm-python must be an interpreter that can be run, got {vllm_python!r}")
+            raise ValueError(
+                f"--vllm-python or {VLLM_PYTHON} must be an interpreter that can be run, got {vllm_python!r}"
+            )
         from servecast.validation.vllm_live import run_vllm
 
         return run_vllm(scenario, python=vllm_python, progress=progress), []

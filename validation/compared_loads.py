@@ -28,14 +28,14 @@ def compare_loads(scenario: Scenario, facts: LiveFacts) -> list[Comparison]:
     if fit is None or facts.limits is None:
         return []
     found: list[Comparison] = []
-    for case in _cases(scenario, facts):
+    for case in load_cases(scenario, facts):
         runs = [run for run in facts.loads if run.case == case]
         for executor in EXECUTORS:
             found += _case(scenario, facts, fit, runs, executor)
     return found
 
 
-def _cases(scenario: Scenario, facts: LiveFacts) -> list[str]:
+def load_cases(scenario: Scenario, facts: LiveFacts) -> list[str]:
     """Names of the loads that ran, in the scenario's order; they were served in another."""
     ran = dict.fromkeys(run.case for run in facts.loads)
     written = [] if scenario.loads is None else [one.name for one in scenario.loads.cases]

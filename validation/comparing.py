@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from servecast.validation.compared_loads import FAILED_SHARE, compare_loads
+from servecast.validation.compared_loads import FAILED_SHARE, compare_loads, load_cases
 from servecast.validation.compared_speculation import compare_acceptance, compare_draft_lengths
 from servecast.validation.compared_steps import compare_steps
 from servecast.validation.draft_choice import acceptance_curve
@@ -77,25 +77,25 @@ def unanswered(scenario: Scenario, comparisons: Sequence[Comparison]) -> list[st
     ]
 
 
-def reasons(facts: LiveFacts, comparisons: Sequence[Comparison]) -> list[str]:
-    """Why figures are not judged, in words; those that the run did not come to have words of their own."""
-    found = []
-    if not any(one.budget is not None for one in comparisons):
-        found.append("no budget is written for a figure of this run")
-    for case in dict.fromkeys(run.case for run in facts.loads):
-        rows = [run.rows for run in facts.loads if run.case == case]
-        worst = max(rows, key=lambda one: float(one.refused.mean()))
-        if float(worst.refused.mean()) > FAILED_SHARE:
+def reasons(scenario: Scenario, facts: LiveFacts, comparisons: Sequence[Comparison]) -> list[str]:
+    """Why figures are not judged, in words; parts that the run did not come to have words of their own."""
+    if all(value in (None, False) for value in scenario.budgets.model_dump().values()):
+        return ["no budget is written"]
+    found, failed = [], set()
+    unjudged = [one for one in comparisons if one.verdict is Verdict.NOT_JUDGED]
+    for case in load_cases(scenario, facts):
+        rows = max((run.rows for run in facts.loads if run.case == case), key=lambda one: float(one.refused.mean()))
+        if float(rows.refused.mean()) > FAILED_SHARE and any(one.part == f"load {case}" for one in unjudged):
+            failed.add(f"load {case}")
             found.append(
-                f"load {case}: {int(worst.refused.sum())} of {worst.refused.size} requests failed, "
+                f"load {case}: {int(rows.refused.sum())} of {rows.refused.size} requests failed, "
                 f"above {FAILED_SHARE:.0%} of a run"
             )
-    open_ = [one for one in comparisons if one.verdict is Verdict.NOT_JUDGED and math.isfinite(one.error)]
-    for part in dict.fromkeys(one.part for one in open_):
-        mine = [one for one in open_ if one.part == part]
-        found.append(
-            f"{part}: noise of {'1 figure' if len(mine) == 1 else f'{len(mine)} figures'} above its limit or not known"
-        )
+    for part in dict.fromkeys(one.part for one in unjudged if one.part not in failed):
+        missing = [math.isnan(one.error) for one in unjudged if one.part == part]
+        for count, why in ((sum(missing), "not measured"), (missing.count(False), "too noisy, or of unknown noise")):
+            if count:
+                found.append(f"{part}: {count} {'figure' if count == 1 else 'figures'} {why}")
     return found
 
 

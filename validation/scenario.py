@@ -101,6 +101,8 @@ class Steps(Part):
 
     @model_validator(mode="after")
     def _apart(self) -> Self:
+        if len(self.validated.cells()) < 2:
+            raise ValueError("steps.validated must hold 2 points at least, since one alone does not tell noise, got 1")
         shared = sorted(set(self.calibrated.cells()) & set(self.validated.cells()))
         if shared:
             raise ValueError(f"steps.validated must share no (batch, context) with steps.calibrated, got {shared[0]}")
@@ -213,8 +215,8 @@ class Scenario(Part):
             raise ValueError("speculation or loads must be given for an engine of kind vllm, got neither")
         if self.engine.kind != "torch" and self.steps is not None:
             raise ValueError(
-                "steps goes with an engine of kind torch, whose state can be set"
-                + ("; vllm takes its from speculation.batches and speculation.lengths" * (self.engine.kind == "vllm"))
+                "steps goes with an engine of kind torch, whose state can be set; vllm takes its steps from "
+                f"speculation.batches and speculation.lengths; got kind {self.engine.kind}"
             )
         if self.engine.kind in ("server", "results") and self.speculation is not None:
             raise ValueError(f"speculation goes with an engine of kind torch or vllm, got kind {self.engine.kind}")

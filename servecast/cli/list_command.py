@@ -70,7 +70,7 @@ def _profiles() -> list[dict[str, object]]:
 def _machines() -> list[dict[str, object]]:
     from servecast.calibration.machine_profile import read_machine, shipped_machines
 
-    found = []
+    found: list[dict[str, object]] = []
     for name in shipped_machines():
         facts = read_machine(name).provenance
         found.append({"name": name, "date": facts.date, "device": facts.device})

@@ -186,7 +186,7 @@ def _columns(
 ) -> str:
     """One line of the table; of the `others` only those that are there."""
     kept = "".join(f" {text:>8}" for text, there in zip(others, beside, strict=True) if there)
-    return f"  {name:<44} {predicted:>30} {measured:>10} {error:>8}{kept} {budget:>7}"
+    return f"  {name:<44} {predicted:>30} {measured:>10} {error:>8}{kept} {budget:>7}".rstrip()
 
 
 def _error(value: float, share: bool) -> str:

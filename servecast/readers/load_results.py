@@ -115,7 +115,7 @@ def choose_benchmark(source: Path, count: int, benchmark: int | None) -> int:
     if count == 0:
         raise ValueError(f"{source}: holds no benchmark")
     if benchmark is None and count > 1:
-        raise ValueError(f"{source}: holds {count} benchmarks; choose one with benchmark=0 to {count - 1}")
+        raise ValueError(f"{source}: holds {count} benchmarks; benchmark must choose one from 0 to {count - 1}")
     if benchmark is not None and not 0 <= benchmark < count:
         raise ValueError(f"{source}: benchmark must be from 0 to {count - 1}, got {benchmark}")
     return benchmark or 0

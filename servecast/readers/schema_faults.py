@@ -1,4 +1,4 @@
-"""What is wrong with a document, as one line: key, rule, value; the same words for every document of a user's."""
+"""What is wrong with a document, as one line: key, rule, value; the same words for all that a user writes by hand."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ def one_line(error: ValidationError, document: type[BaseModel], *, schema: str) 
         near = difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.5)
         hint = f"nearest: {near[0]}" if near else f"known: {', '.join(known)}"
         return f"{place}: unknown key ({hint})"
+    if fault["type"] == "missing" and isinstance(fault["loc"][-1], int):  # a place of a pair
+        return f"{place.rpartition('.')[0]} must have a value more, got {shown(fault['input'])}"
     if fault["type"] == "missing":
         return f"{place} must be {schema!r}, got nothing" if place == "schema" else f"{place} must be given"
     if fault["type"] == "value_error":  # a rule of ours, complete with its value

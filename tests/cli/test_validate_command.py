@@ -59,7 +59,8 @@ def test_vllm_needs_to_be_told_where_it_is(monkeypatch: pytest.MonkeyPatch) -> N
     result = _run("vllm-cpu", "--vllm-python", "/nowhere/python")
     assert result.exit_code == 2
     assert result.stderr.splitlines() == [
-        "servecast: error: --vllm-python must be an interpreter that can be run, got '/nowhere/python'"
+        "servecast: error: --vllm-python or SERVECAST_VLLM_PYTHON must be an interpreter that can be run, "
+        "got '/nowhere/python'"
     ]
 
 
@@ -201,13 +202,17 @@ def test_results_of_a_load_generator_against_a_profile(tmp_path: Path, bench: di
     text = CliRunner().invoke(main, ["validate", str(tmp_path / "s.yaml")]).stdout
     assert "naive" not in text
     assert "noise" not in text
-    assert len({len(line) for line in text.splitlines() if " simulator " in line and "within" not in line}) == 1
+    places = {line.index("%") for line in text.splitlines() if ", simulator " in line or ", closed_form " in line}
+    assert len(places) == 1
 
 
 @pytest.mark.parametrize(
     ("change", "note"),
     [
-        ({"model_id": "Qwen/Qwen3-32B"}, "the file is of model Qwen/Qwen3-32B, the prediction of llama-3.1-8b"),
+        (
+            {"model_id": "Qwen/Qwen3-32B"},
+            "the file is of model Qwen/Qwen3-32B, the prediction of meta-llama/",
+        ),
         ({"spec_decode_acceptance_length": 2.5}, "the server speculated; the prediction is of one that does not"),
         ({"input_lens": [200_000] + [300] * 39}, "1 of 40 requests"),
     ],
@@ -229,7 +234,15 @@ def test_failed_requests_and_missing_budgets_are_reasons(tmp_path: Path, bench: 
     assert "failed with: boom" in document["notes"]
     result = _results(tmp_path, bench, more="seed: 1\n")
     assert result.exit_code == 3
-    assert json.loads(result.stdout)["reasons"] == ["no budget is written for a figure of this run"]
+    assert json.loads(result.stdout)["reasons"] == ["no budget is written"]
+    # of requests with one token each nobody can tell a TPOT
+    one_token = bench | {"output_lens": [1] * 40, "itls": [[]] * 40}
+    result = _results(tmp_path, one_token, more="budgets: {tpot_mean: 0.02}\n")
+    assert result.exit_code == 3
+    assert json.loads(result.stdout)["reasons"] == ["load result.json: 2 figures not measured"]
+    # a failed load without a budget takes nothing from the others
+    (only,) = {one["verdict"] for one in json.loads(_results(tmp_path, failed, more="seed: 1\n").stdout)["comparisons"]}
+    assert only == "reported"
 
 
 def test_a_run_of_several_is_chosen_by_its_number(tmp_path: Path, bench: dict[str, Any]) -> None:
@@ -311,7 +324,35 @@ def test_a_server_over_http_is_compared(tmp_path: Path) -> None:
     assert result.exit_code in (0, 1), result.stderr
     document = json.loads(result.stdout)
     assert document["loads"][0]["failed"] == 0
-    assert {one["executor"] for one in document["comparisons"]} == {"simulator", "closed_form"}
+    figures = {(one["metric"], one["executor"]): one for one in document["comparisons"]}
+    assert {executor for _, executor in figures} == {"simulator", "closed_form"}
+    assert all(one["predicted"] > 0.0 and one["measured"] > 0.0 for one in figures.values())
+    assert 0.0005 < figures["tpot mean", "simulator"]["measured"] < figures["tpot mean", "simulator"]["predicted"]
+    assert document["notes"] == []
+
+
+def test_a_server_of_another_name_is_bad_input(tmp_path: Path) -> None:
+    from fake_server import FakeServer
+
+    with FakeServer(fault=lambda _: "500") as server:
+        (tmp_path / "s.yaml").write_text(SERVER.format(url=server.url, model="llama-3.1-8b"))
+        result = _run(str(tmp_path / "s.yaml"))
+    assert result.exit_code == 2
+    assert "where every request failed" in result.stderr
+
+
+def test_a_server_that_fails_in_the_second_load_leaves_the_first(tmp_path: Path) -> None:
+    from fake_server import FakeServer
+
+    with FakeServer(fault=lambda number: "500" if number >= 12 else None) as server:
+        text = SERVER.format(url=server.url, model="llama-3.1-8b").replace("seeds: [1]", "seeds: [1, 2]")
+        (tmp_path / "s.yaml").write_text(text)
+        result = _run(str(tmp_path / "s.yaml"), "--json")
+    assert result.exit_code == 3
+    document = json.loads(result.stdout)
+    assert [one["failed"] for one in document["loads"]] == [0, 12]
+    assert document["reasons"] == ["load light: 12 of 12 requests failed, above 1% of a run"]
+    assert any("500" in one for one in document["notes"])
 
 
 def test_a_server_that_nobody_runs_is_bad_input(tmp_path: Path) -> None:
@@ -319,7 +360,7 @@ def test_a_server_that_nobody_runs_is_bad_input(tmp_path: Path) -> None:
     result = _run(str(tmp_path / "s.yaml"))
     assert result.exit_code == 2
     assert result.stderr.startswith(
-        "servecast: error: engine.url must be of a server that answers, got http://127.0.0.1:9"
+        "servecast: error: engine.url must be of a server that answers for fake, got http://127.0.0.1:9"
     )
     assert result.stderr.count("\n") == 1
 

@@ -187,7 +187,7 @@ def test_vllm_speculation(tmp_path: Path) -> None:
 def test_vllm_appended_runs(tmp_path: Path) -> None:
     runs = (DETAILED, DETAILED | {"model_id": "second"})
     assert read(tmp_path, *runs, benchmark=1).model == "second"
-    refused(tmp_path / "results", "holds 2 benchmarks; choose one with benchmark=0 to 1")
+    refused(tmp_path / "results", "holds 2 benchmarks; benchmark must choose one from 0 to 1")
     refused(tmp_path / "results", "benchmark must be from 0 to 1, got 2", benchmark=2)
 
 
@@ -383,7 +383,7 @@ def test_guidellm_null_among_errored_requests(tmp_path: Path) -> None:
 def test_guidellm_several_benchmarks(tmp_path: Path) -> None:
     two = report([old_request(0.5, 1.0, 2.0, 2.0, 1, 2)], [], [])["benchmarks"] * 2
     assert read(tmp_path, {"benchmarks": two}, benchmark=1).rows is not None
-    refused(tmp_path / "results", "holds 2 benchmarks; choose one with benchmark=0 to 1")
+    refused(tmp_path / "results", "holds 2 benchmarks; benchmark must choose one from 0 to 1")
     refused(saved(tmp_path, {"benchmarks": []}), "holds no benchmark")
 
 
