@@ -42,7 +42,7 @@ def compare_acceptance(scenario: Scenario, facts: LiveFacts, curve: AcceptanceCu
                 measured_hi=measured + error,
                 error=predicted.value - measured,
                 baseline=sum(alpha**j for j in range(count.draft_length + 1)) - measured,
-                budget=scenario.budgets.mean_acceptance_length,
+                budget=budget,
                 noise=count.standard_error / measured,
                 noise_limit=None if budget is None else scenario.noise.of_budget * budget / measured,
             )

@@ -15,9 +15,8 @@ def command(what: str, as_json: bool) -> None:
     """Models, GPUs, profiles, measured machines or engines that are known by name."""
     from servecast.cli.output import to_json
 
-    records = {"models": _models, "gpus": _gpus, "profiles": _profiles, "machines": _machines, "engines": _engines}[
-        what
-    ]()
+    readers = {"models": _models, "gpus": _gpus, "profiles": _profiles, "machines": _machines, "engines": _engines}
+    records = readers[what]()
     if as_json:
         click.echo(to_json({"schema": "servecast.list/1", what: records}), nl=False)
         return
